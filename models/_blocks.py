@@ -1,0 +1,40 @@
+"""Layers that several architectures share. ``keras`` only, so that every Keras backend can train them."""
+
+import keras
+from keras import layers
+
+KERNEL_INITIALIZER = "he_normal"
+
+
+def image_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """Input of raw pixels 0..255 and the same scaled to -1..1.
+
+    Every architecture starts with this pair: the quantised export takes the scaling off and gives the file's input the
+    scale 1/128 instead, so the device's int8 value is ``pixel - 128``.
+    """
+    image = keras.Input(input_shape, name="image")
+    return image, layers.Rescaling(1 / 128, offset=-1, name="rescaling")(image)
+
+
+def conv_bn_relu(x: keras.KerasTensor, filters: int, kernel: int = 3, relu6: bool = False) -> keras.KerasTensor:
+    """Convolution (SAME, stride 1), batch normalisation, ReLU."""
+    x = layers.Conv2D(filters, kernel, padding="same", use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
+    x = layers.BatchNormalization()(x)
+    return layers.ReLU(6.0 if relu6 else None)(x)
+
+
+def residual(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, basic block); a 1x1 convolution where the width changes."""
+    shortcut = x
+    if x.shape[-1] != filters:
+        shortcut = layers.Conv2D(filters, 1, use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
+        shortcut = layers.BatchNormalization()(shortcut)
+    x = conv_bn_relu(x, filters)
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
+    x = layers.BatchNormalization()(x)
+    return layers.ReLU()(layers.Add()([x, shortcut]))
+
+
+def logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
+    """The last dense layer, without softmax: losses, export and devices all take logits."""
+    return layers.Dense(nb_classes, name="logits")(x)

@@ -1,0 +1,65 @@
+"""Everything a user may change, as plain values.
+
+Edit a line here, or override it for one run: ``python train.py --set EPOCHS=5 --set OUTPUT_DIR=/tmp/try``.
+Relative paths are taken from the folder the command is started in. README.md explains the data sources.
+"""
+
+# --- Model -----------------------------------------------------------------------------------------------------------
+MODEL_ARCHITECTURE = "cnn32"  # what train.py trains without --train: the name of a file in models/
+NB_CLASSES = 10  # 10 = whole digits 0..9; 100 = tenths 0.0..9.9 (how far the wheel has rolled)
+INPUT_WIDTH = 20  # width of the network's input, pixels
+INPUT_HEIGHT = 32  # height of the network's input, pixels
+INPUT_CHANNELS = 1  # 1 = grey, 3 = RGB
+
+# --- Data ------------------------------------------------------------------------------------------------------------
+# A list of sources. Types: "synthetic" (drawn by the project), "filename" (3.4_x.jpg anywhere below "path"),
+# "label_file" ("labels" names a text file below "path"), "folder_structure" (one folder a class). "weight" below 1 uses
+# that share of the training pictures, above 1 repeats them, 0 leaves the source out. Example of an own source:
+#   {"name": "kitchen", "type": "filename", "path": "datasets/kitchen", "weight": 1.0},
+DATA_SOURCES = [
+    {"name": "synthetic", "type": "synthetic", "count": 20_000, "weight": 1.0},
+]
+TEST_SOURCES = []  # sources of the same form that are only ever measured on, best: meters that DATA_SOURCES lack
+VALIDATION_SHARE = 0.1  # share of DATA_SOURCES that chooses the best epoch, 0.01..0.5
+TEST_SHARE = 0.1  # share of DATA_SOURCES that is only measured on, 0..0.5 (0 needs TEST_SOURCES)
+SPLIT_BY = "cluster"  # "cluster" = near twins stay together, "meter" = whole meters, "image" = at random (flatters)
+SEED = 42  # start of every random sequence: same seed, same machine, same figures
+
+# --- Training --------------------------------------------------------------------------------------------------------
+BATCH_SIZE = 128  # pictures a training step
+EPOCHS = 30  # upper bound in passes over the training pictures; early stopping may end sooner
+LEARNING_RATE = 0.001  # highest step size of the optimizer
+OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd"
+WEIGHT_DECAY = 0.0001  # pull of the weights towards zero a step, relative to the learning rate; 0 = none
+LOSS = "categorical_crossentropy"  # or "categorical_focal_crossentropy" (hard pictures count more)
+LABEL_SMOOTHING = 0.0  # share of the target spread over all classes, 0..0.5
+LEARNING_RATE_SCHEDULE = "cosine"  # "cosine" (down to 1 % over EPOCHS), "plateau" (divided when stuck), "constant"
+WARMUP_EPOCHS = 1  # epochs over which "cosine" rises to LEARNING_RATE first
+PLATEAU_PATIENCE = 5  # epochs without a better val_loss before "plateau" divides the learning rate
+PLATEAU_FACTOR = 0.5  # what "plateau" multiplies the learning rate with, 0.01..0.99
+EARLY_STOPPING_PATIENCE = 15  # epochs without a better MONITOR before training ends; 0 = never
+MONITOR = "val_loss"  # what makes an epoch the best: "val_loss" (lowest) or "val_accuracy" (highest)
+CHECKPOINT_EPOCHS = 1  # epochs between two checkpoints for --resume; 0 = none
+
+# --- Augmentation: random changes of each training picture, drawn evenly from -value..+value unless said otherwise ----
+AUGMENT = True  # False = train on the pictures as they are
+AUGMENT_ROTATION = 4.0  # degrees
+AUGMENT_ZOOM = 0.12  # share of the size
+AUGMENT_SHIFT_X = 0.1  # share of the width
+AUGMENT_SHIFT_Y = 0.02  # share of the height; a shift of 0.07 already changes the tenth
+AUGMENT_BRIGHTNESS = 0.25  # share of 255
+AUGMENT_CONTRAST = 0.5  # change of the distance to the picture's mean
+AUGMENT_COLOR = 0.2  # gain of each colour channel by itself; RGB only
+AUGMENT_NOISE = 0.04  # highest standard deviation of the noise, share of 255, drawn evenly from 0..value
+AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
+
+# --- Export ----------------------------------------------------------------------------------------------------------
+OUTPUT_DIR = "exported_models"  # folder that receives one folder a run
+QUANTIZE_MODEL = True  # write a full-integer TFLite file next to the float one
+USE_QAT = False  # quantisation-aware training
+ESP_DL_QUANTIZE = False  # write .espdl files
+QUANTIZED_IO_TYPE = "int8"  # input and output of the quantised file: "int8" (pixel - 128), "uint8" (pixel), "float32"
+CALIBRATION_IMAGES = 500  # training pictures that set the ranges of the quantised file, 100..10,000
+
+# --- Machine ---------------------------------------------------------------------------------------------------------
+GPU_MEMORY_GROWTH = True  # take GPU memory as needed instead of all at once

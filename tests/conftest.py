@@ -1,0 +1,92 @@
+"""What several test modules need: tiny settings, tiny pictures, one trained run, the real pictures if there."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import settings as settings_module
+from utils import synthetic
+
+TINY_SOURCE = {"name": "synthetic", "type": "synthetic", "count": 240}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Makes settings for a run of seconds; keyword arguments override."""
+
+    def make(**overrides):
+        small = {"data_sources": [TINY_SOURCE], "epochs": 1, "batch_size": 32, "calibration_images": 100}
+        return settings_module.load(**{**small, "output_dir": str(tmp_path / "exported"), **overrides})
+
+    return make
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """Writes synthetic digits as ``<folder>/<meter>/<label>_<n>.png``; returns the folder."""
+
+    def make(name: str, meters: dict[str, int], seed: int = 5) -> Path:
+        digits = synthetic.draw(sum(meters.values()), seed)
+        numbers = iter(range(len(digits.images)))
+        for meter, count in meters.items():
+            (tmp_path / name / meter).mkdir(parents=True)
+            for _ in range(count):
+                write_digit(tmp_path / name / meter, digits, next(numbers))
+        return tmp_path / name
+
+    return make
+
+
+def write_digit(folder: Path, digits: synthetic.SyntheticDigits, number: int) -> Path:
+    """Writes one digit as PNG with its label in the name."""
+    path = folder / f"{digits.tenths[number] / 10:.1f}_{number}.png"
+    cv2.imwrite(str(path), cv2.cvtColor(digits.images[number], cv2.COLOR_RGB2BGR))
+    return path
+
+
+@pytest.fixture
+def user_cache(tmp_path_factory, monkeypatch) -> Path:
+    """The user's cache folder, so that no test writes into the real one."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "digit_recognizer"
+
+
+@pytest.fixture
+def folder(tmp_path, user_cache) -> Path:
+    """An empty folder of the source "kitchen"; see tests/kitchen.py."""
+    (tmp_path / "kitchen").mkdir()
+    return tmp_path / "kitchen"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with ``meter_digits`` and ``unseen_meters``; tests that need it are skipped elsewhere."""
+    folder = os.environ.get("METER_DATASETS")
+    if not folder or not (Path(folder) / "meter_digits").is_dir():
+        pytest.skip("METER_DATASETS names no folder with real pictures")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """One finished run on 2,000 synthetic digits, ``(outcome, settings, splits)``; read it, don't change it."""
+    from utils import loader, session
+
+    output = tmp_path_factory.mktemp("trained")
+    source = {"name": "synthetic", "type": "synthetic", "count": 2000}
+    small = {"data_sources": [source], "epochs": 10, "batch_size": 64, "augment": False}
+    settings = settings_module.load(**small, output_dir=str(output))
+    splits = loader.load(settings)
+    (outcome,) = session.train(["cnn32"], settings, session.Options(), splits)
+    assert outcome.error == ""
+    return outcome, settings, splits
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded random generator."""
+    return np.random.default_rng(0)

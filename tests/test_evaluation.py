@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from utils import evaluation, export
+
+
+def test_metrics_count_on_the_ring():
+    tenths = np.array([0, 99, 34, 34, 34, 5])
+    predicted = np.array([99, 0, 35, 36, 37, 4])
+    scores = evaluation.metrics(predicted, tenths, 100)
+    assert scores["accuracy"] == 0
+    assert scores["within_0.1"] == pytest.approx(4 / 6, abs=1e-6)
+    assert scores["within_0.2"] == pytest.approx(5 / 6, abs=1e-6)
+    # 9.9 and 0.0 are digit 0; 3.4 is 3 but 3.5 and up are 4; 0.5 is 1 but 0.4 is 0.
+    assert scores["digit"] == pytest.approx(2 / 6, abs=1e-6)
+
+
+def test_ten_classes_are_measured_against_the_nearest_digit():
+    scores = evaluation.metrics(np.array([4, 0, 3]), np.array([35, 95, 35]), 10)
+    assert scores == {"accuracy": pytest.approx(2 / 3, abs=1e-6)}
+
+
+def test_groups_are_measured_apart_and_absent_ones_left_out():
+    scores = evaluation.grouped_metrics(
+        np.array([1, 2, 3]), np.array([10, 20, 40]), np.array([0, 0, 2]), ["a", "b", "c"], 10
+    )
+    assert scores == {"a": {"n": 2, "accuracy": 1.0}, "c": {"n": 1, "accuracy": 0.0}}
+
+
+def test_order_is_kept_over_several_workers(trained_run, rng, monkeypatch):
+    outcome, _, splits = trained_run
+    content = (outcome.run_dir / "cnn32_float.tflite").read_bytes()
+    images = splits.pool.images(rng.permutation(len(splits.pool.tenths))[:450])
+    monkeypatch.setattr(evaluation, "cpu_count", lambda: 4)
+    spread = evaluation.tflite_logits(content, images)
+    monkeypatch.setattr(evaluation, "cpu_count", lambda: 1)
+    np.testing.assert_array_equal(spread, evaluation.tflite_logits(content, images))
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
+def test_every_io_type_reads_the_same(trained_run, io_type):
+    outcome, _, splits = trained_run
+    from keras.models import load_model
+
+    model = load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
+    images = splits.pool.images(splits.measured["test"])
+    calibration = splits.pool.images(splits.train[:200])
+    expected = evaluation.tflite_logits(export.quantized_tflite(model, calibration, "int8"), images)
+    logits = evaluation.tflite_logits(export.quantized_tflite(model, calibration, io_type), images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_an_empty_set_of_pictures_gives_no_logits(trained_run):
+    outcome, _, _ = trained_run
+    content = (outcome.run_dir / "cnn32_float.tflite").read_bytes()
+    assert evaluation.tflite_logits(content, np.empty((0, 32, 20, 1), np.uint8)).shape == (0, 10)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras.models import load_model
+
+from utils import evaluation, export
+
+
+@pytest.fixture(scope="module")
+def trained(trained_run):
+    outcome, _, splits = trained_run
+    model = load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
+    return model, splits.pool.images(splits.train[:200]), splits.pool.images(splits.measured["test"])
+
+
+def details(content: bytes) -> tuple[dict, dict]:
+    interpreter = Interpreter(model_content=content)
+    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+
+def operators(content: bytes) -> set[str]:
+    interpreter = Interpreter(model_content=content)
+    return {operator["op_name"] for operator in interpreter._get_ops_details()} - {"DELEGATE"}
+
+
+def test_float_file_equals_keras(trained):
+    model, _, test = trained
+    logits = evaluation.tflite_logits(export.float_tflite(model), test)
+    np.testing.assert_allclose(logits, evaluation.keras_logits(model, test), atol=2e-3)
+
+
+@pytest.mark.parametrize(("io_type", "zero_point"), [("int8", 0), ("uint8", 128)])
+def test_quantised_input_is_the_pixel(trained, io_type, zero_point):
+    model, calibration, _ = trained
+    source, target = details(export.quantized_tflite(model, calibration, io_type))
+    assert source["dtype"] == target["dtype"] == np.dtype(io_type)
+    assert source["quantization"] == (1 / 128, zero_point)
+    assert list(source["shape"]) == [1, 32, 20, 1]
+
+
+def test_input_scale_does_not_depend_on_the_calibration_pictures(trained):
+    model, calibration, _ = trained
+    source, _ = details(export.quantized_tflite(model, calibration // 4, "int8"))
+    assert source["quantization"] == (1 / 128, 0)
+
+
+def test_quantised_file_is_integer_throughout_and_without_shape_arithmetic(trained):
+    model, calibration, _ = trained
+    content = export.quantized_tflite(model, calibration, "int8")
+    types = {np.dtype(detail["dtype"]) for detail in Interpreter(model_content=content).get_tensor_details()}
+    assert types <= {np.dtype(np.int8), np.dtype(np.int32)}
+    assert operators(content) == {"CONV_2D", "MAX_POOL_2D", "RESHAPE", "FULLY_CONNECTED"}
+
+
+def test_dense_layers_are_quantised_per_tensor(trained):
+    model, calibration, _ = trained
+    content = export.quantized_tflite(model, calibration, "int8")
+    interpreter = Interpreter(model_content=content)
+    sizes = {
+        tuple(detail["shape"]): len(detail["quantization_parameters"]["scales"])
+        for detail in interpreter.get_tensor_details()
+    }
+    assert sizes[(256, 512)] == sizes[(10, 256)] == 1
+    assert sizes[(64, 3, 3, 32)] == 64
+
+
+def test_quantised_file_reads_like_keras(trained):
+    model, calibration, test = trained
+    logits = evaluation.tflite_logits(export.quantized_tflite(model, calibration, "int8"), test)
+    expected = evaluation.keras_logits(model, test)
+    assert (logits.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.93
+    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_a_float_file_is_refused_as_quantised(trained):
+    with pytest.raises(export.ExportError, match="stayed float"):
+        export.check_quantized(export.float_tflite(trained[0]))
+
+
+def test_a_foreign_operator_is_refused():
+    import keras
+
+    image = keras.Input((32, 20, 1), name="image")
+    x = keras.layers.Rescaling(1 / 128, offset=-1)(image)
+    x = keras.layers.Conv2D(4, 3, activation="gelu")(x)
+    model = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+    with pytest.raises(export.ExportError, match="operator GELU"):
+        export.quantized_tflite(model, np.zeros((2, 32, 20, 1), np.uint8), "int8")
+
+
+def test_a_model_without_rescaling_in_front_is_refused():
+    import keras
+
+    model = keras.Sequential([keras.Input((32, 20, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    with pytest.raises(export.ExportError, match="does not start with a Rescaling layer"):
+        export.quantized_tflite(model, np.zeros((2, 32, 20, 1), np.uint8), "int8")
+
+
+def test_a_failing_converter_is_reported(trained, monkeypatch):
+    import tensorflow as tf
+
+    def broken(self):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "convert", broken, raising=False)
+    with pytest.raises(export.ExportError, match="no such luck"):
+        export._convert(type("Converter", (), {"convert": broken})())

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from utils import labels
+from utils.labels import Label, LabelError
+
+
+@pytest.mark.parametrize(
+    ("text", "tenths", "has_tenth"),
+    [
+        ("3.4", 34, True),
+        ("3", 30, False),
+        ("3.0", 30, True),
+        ("0.0", 0, True),
+        (" 9.9\n", 99, True),
+        ("2.3000000000000003", 23, True),
+        ("2.2999999999999998", 23, True),
+        ("2.1.0", 21, True),
+        ("9.96", 0, True),
+        ("9.94", 99, True),
+        ("1.25", 13, True),
+        ("0.15", 2, True),
+    ],
+)
+def test_labels_are_read(text: str, tenths: int, has_tenth: bool) -> None:
+    assert labels.parse(text) == Label(tenths, has_tenth)
+
+
+@pytest.mark.parametrize("text", ["N", "n", "NaN", "NAN", "?", "10", "10.0", "103.4", "100.0", "109.9", "N.N", "n.n"])
+def test_marks_of_unreadable_pictures(text: str) -> None:
+    assert labels.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["12", "-3", "abc", "", "3,4", "3.", ".4", "10.1", "110.2", "103", "2.1.0.0", "+3", "3e0", "07", "٣", "nano"],
+)
+def test_other_texts_are_errors_that_say_what_is_accepted(text: str) -> None:
+    with pytest.raises(LabelError, match=r"accepted are a digit \(3\), a digit with tenths \(3\.4\)") as error:
+        labels.parse(text)
+    assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("3.4_1a2b.jpg", Label(34, True)),
+        ("3.4.jpg", Label(34, True)),
+        ("3.jpg", Label(30, False)),
+        ("3_a_b.PNG", Label(30, False)),
+        ("3.4", Label(34, True)),
+        ("2.1.0_x.jpeg", Label(21, True)),
+        ("2.3000000000000003_x.y.webp", Label(23, True)),
+        ("N_17.jpg", None),
+        ("N.N_17.jpg", None),
+        ("103.4_17.jpg", None),
+    ],
+)
+def test_file_names(name: str, expected: Label | None) -> None:
+    assert labels.parse_file_name(name) == expected
+
+
+@pytest.mark.parametrize("name", ["kitchen.jpg", "_3.4.jpg", "x_3.4.jpg", "3.4kitchen.jpg"])
+def test_file_names_without_label(name: str) -> None:
+    with pytest.raises(LabelError):
+        labels.parse_file_name(name)
+
+
+def test_to_classes() -> None:
+    tenths = np.array([0, 4, 5, 34, 35, 94, 95, 99], np.int16)
+    assert labels.to_classes(tenths, 100).tolist() == tenths.tolist()
+    assert labels.to_classes(tenths, 10).tolist() == [0, 0, 1, 3, 4, 9, 0, 0]
+    assert labels.to_classes(tenths, 10).dtype == np.int64
+
+
+def test_class_names() -> None:
+    assert labels.class_names(10) == list("0123456789")
+    names = labels.class_names(100)
+    assert (len(names), names[0], names[34], names[99]) == (100, "0.0", "3.4", "9.9")
+
+
+@pytest.mark.parametrize("nb_classes", [0, 9, 11, 101])
+def test_other_numbers_of_classes_are_refused(nb_classes: int) -> None:
+    with pytest.raises(ValueError, match=str(nb_classes)):
+        labels.to_classes(np.array([1]), nb_classes)
+    with pytest.raises(ValueError, match=str(nb_classes)):
+        labels.class_names(nb_classes)
+
+
+def test_ring_distance() -> None:
+    a, b = np.array([99, 0, 20, 50]), np.array([0, 99, 25, 0])
+    assert labels.ring_distance(a, b, 100).tolist() == [1, 1, 5, 50]
+    assert labels.ring_distance(9.9, 0.0, 10.0) == pytest.approx(0.1)
+    assert labels.ring_distance(np.uint8(3), np.uint8(250), 100) == 47
+
+
+def test_every_class_name_reads_back() -> None:
+    assert [labels.parse(name).tenths for name in labels.class_names(100)] == list(range(100))

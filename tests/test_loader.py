@@ -1,0 +1,212 @@
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_digit
+from utils import loader, synthetic
+from utils.loader import DataError
+
+
+def source(folder, name="own", **more):
+    return {"name": name, "type": "filename", "path": str(folder), **more}
+
+
+def clusters_of(splits, indices):
+    from utils import twins
+
+    return set(twins.twin_clusters(loader._all_images(splits.pool))[indices].tolist())
+
+
+def parts(splits):
+    return {"train": np.unique(splits.train), "validation": splits.validation, **splits.measured}
+
+
+def test_parts_are_disjoint_and_cover_all_pictures(tiny):
+    splits = loader.load(tiny())
+    everything = np.concatenate(list(parts(splits).values()))
+    assert sorted(everything.tolist()) == list(range(240))
+    assert len(splits.measured["test"]) == len(splits.validation) == 24
+
+
+def test_same_seed_same_split_other_seed_other_split(tiny):
+    first, again, other = (loader.load(tiny(seed=seed)) for seed in (1, 1, 2))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    np.testing.assert_array_equal(first.train, again.train)
+
+
+def test_every_class_gives_its_share(tiny):
+    splits = loader.load(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 2000}]))
+    counts = np.bincount(splits.pool.classes(splits.measured["test"]), minlength=10)
+    expected = np.bincount(splits.pool.classes(np.arange(2000)), minlength=10) * 0.1
+    assert np.abs(counts - expected).max() <= 2
+
+
+def test_twins_stay_together_unless_split_by_image(tiny, picture_folder):
+    folder = picture_folder("own", {"a": 60})
+    for path in sorted((folder / "a").iterdir()):
+        for copy in range(3):
+            shutil.copy(path, path.with_name(f"{path.stem}_{copy}.png"))
+    splits = loader.load(tiny(data_sources=[source(folder)]))
+    seen = clusters_of(splits, splits.train)
+    assert not seen & clusters_of(splits, splits.validation)
+    assert not seen & clusters_of(splits, splits.measured["test"])
+    assert splits.facts["exact_duplicates"] == 180
+    careless = loader.load(tiny(data_sources=[source(folder)], split_by="image"))
+    assert clusters_of(careless, careless.train) & clusters_of(careless, careless.measured["test"])
+
+
+def test_whole_meters_go_to_one_side(tiny, picture_folder):
+    folder = picture_folder("own", {f"m{i}": 20 for i in range(10)})
+    splits = loader.load(tiny(data_sources=[source(folder)], split_by="meter"))
+    meters = {name: set(splits.pool.meter_ids[part].tolist()) for name, part in parts(splits).items()}
+    assert len(meters["test"]) == len(meters["validation"]) == 1
+    assert len(meters["train"]) == 8
+    assert len(set.union(*meters.values())) == 10
+
+
+def test_meters_of_several_sources_are_split_as_one(tiny, picture_folder):
+    names = [f"s{i}" for i in range(6)]
+    folders = [picture_folder(name, {"m": 20}, seed) for seed, name in enumerate(names)]
+    own = [source(folder, name) for folder, name in zip(folders, names, strict=True)]
+    splits = loader.load(tiny(data_sources=own, split_by="meter", test_share=0.2, validation_share=0.2))
+    assert len(splits.measured["test"]) == len(splits.validation) == 20
+
+
+def test_copies_in_another_meter_do_not_leak(tiny, picture_folder):
+    folder = picture_folder("own", {f"m{i}": 20 for i in range(9)})
+    (folder / "mixed").mkdir()
+    for meter in range(9):
+        for path in sorted((folder / f"m{meter}").iterdir())[:4]:
+            shutil.copy(path, folder / "mixed" / path.name)
+    splits = loader.load(tiny(data_sources=[source(folder)], split_by="meter", test_share=0.3))
+    assert not clusters_of(splits, splits.train) & clusters_of(splits, splits.measured["test"])
+    assert splits.facts["left_out_as_twins_of_measured_pictures"] > 0
+
+
+@pytest.mark.parametrize("split_by", ["cluster", "meter", "image"])
+def test_pictures_of_test_sources_are_never_trained_on(tiny, picture_folder, split_by):
+    folder = picture_folder("own", {f"m{i}": 20 for i in range(8)})
+    held = folder.parent / "held" / "meter"
+    held.mkdir(parents=True)
+    for path in sorted(folder.rglob("*.png"))[::4]:
+        shutil.copy(path, held / path.name)
+    settings = tiny(data_sources=[source(folder)], test_sources=[source(held.parent, "held")], split_by=split_by)
+    splits = loader.load(settings)
+    assert len(splits.measured["held"]) == 40
+    pixels = {image.tobytes() for image in splits.pool.images(splits.measured["held"])}
+    for part in (splits.train, splits.validation):
+        assert not pixels & {image.tobytes() for image in splits.pool.images(part)}
+    assert splits.pool.meter_names[splits.pool.meter_ids[splits.measured["held"][0]]] == "held/meter"
+
+
+def test_weights_apply_to_the_training_part_only(tiny, picture_folder):
+    folders = {name: picture_folder(name, {"m": 100}, seed) for seed, name in enumerate("abcd")}
+    weights = {"a": 0.5, "b": 1, "c": 2.25, "d": 0}
+    own = [source(folder, name, weight=weights[name]) for name, folder in folders.items()]
+    splits = loader.load(tiny(data_sources=own))
+    by_name = {facts["name"]: facts for facts in splits.facts["sources"]}
+    assert set(by_name) == {"a", "b", "c"}
+    for name, facts in by_name.items():
+        assert (facts["training"], facts["validation"], facts["measured"]) == (80, 10, 10)
+        assert facts["training_weighted"] == 80 * weights[name]
+    repeats = np.bincount(splits.train)
+    assert set(repeats[splits.train[splits.pool.source_ids[splits.train] == 2]]) == {2, 3}
+    assert set(repeats[splits.train[splits.pool.source_ids[splits.train] == 0]]) == {1}
+
+
+def test_identical_pictures_with_two_labels_are_reported(tiny, tmp_path, picture_folder, caplog):
+    folder = picture_folder("own", {"a": 50})
+    path = sorted((folder / "a").iterdir())[0]
+    label = "7.7" if not path.name.startswith("7.7") else "2.2"
+    shutil.copy(path, folder / "a" / f"{label}_again.png")
+    with caplog.at_level(logging.WARNING):
+        conflicts = loader.load(tiny(data_sources=[source(folder)])).facts["identical_pictures_with_two_labels"]
+    assert conflicts["groups"] == 1
+    assert f"own: a/{label}_again.png ({label})" in conflicts["examples"][0]
+    assert "1 identical pictures have two labels" in caplog.text
+
+
+def test_classes_without_a_picture_are_named(tiny, tmp_path, caplog):
+    digits = synthetic.draw(400, 3)
+    (tmp_path / "own").mkdir()
+    for number in np.flatnonzero(digits.tenths // 10 != 4):
+        write_digit(tmp_path / "own", digits, number)
+    with caplog.at_level(logging.WARNING):
+        splits = loader.load(tiny(data_sources=[source(tmp_path / "own")], nb_classes=100))
+    assert {"4.0", "4.5", "4.9"} <= set(splits.facts["classes_without_training_picture"])
+    assert "these can't be learnt" in caplog.text
+
+
+def test_one_class_only_is_refused(tiny, tmp_path):
+    digits = synthetic.draw(600, 3)
+    (tmp_path / "own").mkdir()
+    for number in np.flatnonzero((digits.tenths + 5) // 10 % 10 == 4):
+        write_digit(tmp_path / "own", digits, number)
+    with pytest.raises(DataError, match="at least two classes"):
+        loader.load(tiny(data_sources=[source(tmp_path / "own")]))
+
+
+def test_too_few_pictures_for_three_parts_are_refused(tiny, picture_folder):
+    with pytest.raises(DataError, match=r"no picture left for .*SPLIT_BY = 'cluster', 2 pictures, 1 meters"):
+        loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 2}))]))
+
+
+def test_one_meter_cannot_be_split_by_meter(tiny, picture_folder):
+    with pytest.raises(DataError, match=r"no picture left for validation and test.*1 meters.*change SPLIT_BY"):
+        loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 40}))], split_by="meter"))
+
+
+def test_few_pictures_are_enough_for_three_parts(tiny, picture_folder):
+    splits = loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 12}))]))
+    assert min(len(part) for part in parts(splits).values()) == 1
+
+
+def test_all_weights_zero_and_shared_folders_are_refused(tiny, picture_folder):
+    folder = picture_folder("own", {"a": 10})
+    with pytest.raises(DataError, match="weight 0"):
+        loader.load(tiny(data_sources=[source(folder, weight=0)]))
+    with pytest.raises(DataError, match="TEST_SOURCES 'held' is the folder of DATA_SOURCES 'own'"):
+        loader.load(tiny(data_sources=[source(folder)], test_sources=[source(f"{folder}/../own", "held")]))
+    with pytest.raises(DataError, match="the name is taken"):
+        loader.load(tiny(test_sources=[source(folder, "test")]))
+
+
+def test_without_a_test_share_only_test_sources_are_measured(tiny, picture_folder):
+    held = source(picture_folder("held", {"a": 30}, seed=9), "held")
+    splits = loader.load(tiny(test_share=0.0, test_sources=[held]))
+    assert list(splits.measured) == ["held"]
+
+
+def test_images_come_in_the_order_asked_for_across_sources(tiny, picture_folder):
+    own = [source(picture_folder(name, {"m": 10}, seed), name) for seed, name in enumerate("ab")]
+    pool = loader.load(tiny(data_sources=own)).pool
+    images = pool.images(np.array([15, 3, 15, 19, 0]))
+    np.testing.assert_array_equal(images[0], pool.arrays[1][5])
+    np.testing.assert_array_equal(images[1], pool.arrays[0][3])
+    np.testing.assert_array_equal(images[2], images[0])
+
+
+def test_calibration_is_even_over_classes_and_meters(tiny, picture_folder):
+    folder = picture_folder("own", {"large": 900, "small": 60})
+    splits = loader.load(tiny(data_sources=[source(folder)]))
+    chosen = {image.tobytes() for image in loader.calibration_images(splits, 100, seed=0)}
+    assert len(chosen) == 100
+    indices = np.array([i for i in splits.train if splits.pool.images(np.array([i]))[0].tobytes() in chosen])
+    assert np.bincount(splits.pool.classes(indices), minlength=10).tolist() == [10] * 10
+    small = splits.pool.meter_names.index("own/small")
+    # An even draw over pictures would give the small meter 6 of 100.
+    assert (splits.pool.meter_ids[indices] == small).sum() >= 30
+
+
+def test_real_pictures_split_without_leak(tiny, real_data):
+    own, held = (source(real_data / name, name) for name in ("meter_digits", "unseen_meters"))
+    splits = loader.load(tiny(data_sources=[own], test_sources=[held], nb_classes=100))
+    assert len(splits.measured["unseen_meters"]) == 3903
+    assert len(splits.measured["test"]) == 2090
+    assert len(splits.pool.meter_names) == 21 + 15
+    assert splits.facts["identical_pictures_with_two_labels"]["groups"] > 50
+    seen = clusters_of(splits, splits.train)
+    for part in (splits.validation, *splits.measured.values()):
+        assert not seen & clusters_of(splits, part)

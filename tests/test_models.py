@@ -1,0 +1,89 @@
+import keras
+import numpy as np
+import pytest
+
+import models
+from utils import complexity, evaluation, export
+from utils.synthetic import draw
+
+
+@pytest.fixture(params=models.available())
+def architecture(request):
+    return models.get(request.param)
+
+
+def test_listing_is_in_natural_order():
+    names = models.available()
+    assert names.index("digit_recognizer_v4") < names.index("digit_recognizer_v12")
+    assert {"cnn32", "high_accuracy_validator"} <= set(names)
+    assert not any(name.startswith("_") for name in names)
+
+
+def test_a_mistyped_name_lists_the_known_ones():
+    with pytest.raises(models.UnknownArchitectureError, match=r"did you mean cnn32.*digit_recognizer_v4"):
+        models.get("cnn23")
+
+
+def test_a_path_is_no_architecture():
+    with pytest.raises(models.UnknownArchitectureError):
+        models.get("../train")
+
+
+def test_a_file_is_a_registration(tmp_path, monkeypatch):
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "my_own.py").write_text("")
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "__init__.py"))
+    assert models.available() == ["my_own"]
+
+
+@pytest.mark.parametrize(("shape", "nb_classes"), [((32, 20, 1), 10), ((32, 20, 3), 100), ((48, 32, 3), 10)])
+def test_builds_every_shape_and_ends_in_logits(architecture, shape, nb_classes):
+    model = architecture.build(shape, nb_classes)
+    assert model.name == architecture.name
+    assert model.input_shape == (None, *shape)
+    assert model.output_shape == (None, nb_classes)
+    assert isinstance(model.layers[1], keras.layers.Rescaling)
+    assert model.layers[-1].activation is keras.activations.linear
+
+
+def test_is_a_plain_keras_file(architecture, tmp_path, rng):
+    model = architecture.build((32, 20, 1), 10)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    images = rng.integers(0, 256, (3, 32, 20, 1)).astype("uint8")
+    np.testing.assert_array_equal(evaluation.keras_logits(loaded, images), evaluation.keras_logits(model, images))
+    assert not any(isinstance(layer, keras.layers.Lambda) for layer in loaded.layers)
+
+
+def test_exports(architecture):
+    if not architecture.quantizable:
+        pytest.skip("never quantised")
+    keras.utils.set_random_seed(1)
+    model = architecture.build((32, 20, 1), 10)
+    images = draw(200, seed=1).images.mean(axis=-1, keepdims=True).astype(np.uint8)
+    expected = evaluation.keras_logits(model, images)
+    as_float = evaluation.tflite_logits(export.float_tflite(model), images)
+    np.testing.assert_allclose(as_float, expected, atol=1e-3)
+    as_int8 = evaluation.tflite_logits(export.quantized_tflite(model, images, "int8"), images)
+    # An untrained network's logits are small and close together; a broken scale or zero point shows all the same.
+    assert np.corrcoef(as_int8.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+def test_sizes_are_counted_by_hand():
+    model = models.get("cnn32").build((32, 20, 1), 100)
+    weights = (9 * 32 + 32) + (9 * 32 * 64 + 64) + (9 * 64 * 64 + 64) + (512 * 256 + 256) + (256 * 100 + 100)
+    assert complexity.parameters(model) == weights == 212_772
+    work = 640 * 9 * 32 + 160 * 9 * 32 * 64 + 40 * 9 * 64 * 64 + 512 * 256 + 256 * 100
+    assert complexity.multiply_accumulates(model) == work
+
+
+def test_depthwise_work_is_counted_once_a_channel():
+    image = keras.Input((8, 8, 16))
+    model = keras.Model(image, keras.layers.DepthwiseConv2D(3, padding="same")(image))
+    assert complexity.multiply_accumulates(model) == 64 * 9 * 16
+
+
+def test_the_validator_is_never_quantised_and_large():
+    architecture = models.get("high_accuracy_validator")
+    assert architecture.quantizable is False
+    assert complexity.parameters(architecture.build((32, 20, 1), 100)) > 2_000_000

@@ -1,0 +1,249 @@
+import logging
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.kitchen import declare, put, put_many, read, read_lines
+from utils import pictures, readers, synthetic
+from utils.pictures import PictureError
+from utils.sources import DataSource, SourceError
+
+
+def test_file_names_labels_and_meters(folder):
+    for name in ("3.4_b.jpg", "cellar/left/9.9_a.PNG", "cellar/2.1.0_c.bmp", "cellar/0.0.webp", "N_x.jpeg"):
+        put(folder / name)
+    for hidden in ("._3.4_b.jpg", ".trash/1.0_a.jpg"):
+        put(folder / hidden)
+    (folder / "notes.txt").write_text("no picture")
+    data = read(folder)
+    assert data.files == ("3.4_b.jpg", "cellar/0.0.webp", "cellar/2.1.0_c.bmp", "cellar/left/9.9_a.PNG")
+    assert data.tenths.tolist() == [34, 0, 21, 99]
+    assert data.meters == ("cellar", "cellar/left", "kitchen")
+    assert [data.meters[i] for i in data.meter_ids] == ["kitchen", "cellar", "cellar", "cellar/left"]
+    assert data.skipped == {"not readable": 1}
+    assert (data.tenths.dtype, data.meter_ids.dtype, data.images.dtype) == (np.int16, np.int32, np.uint8)
+    assert data.images.shape == (4, 32, 20, 3)
+
+
+def test_linked_folders_are_read_once_and_loops_end(folder, tmp_path):
+    put(tmp_path / "elsewhere/1.0_a.png")
+    put(folder / "3.4_a.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    assert read(folder).files == ("3.4_a.png", "linked/1.0_a.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "tenths", "meters"),
+    [
+        (["7", "34", "0"], [0, 34, 7], ["kitchen"]),
+        (["7", "10"], [10, 7], ["kitchen"]),
+        (["7", "3.4", "0.0"], [0, 34, 70], ["kitchen"]),
+        (["m1/3.4", "m2/3.4", "m2/x/7.0"], [34, 34, 70], ["m1", "m2", "m2/x"]),
+        (["99", "N", "34"], [34, 99], ["kitchen"]),
+    ],
+)
+def test_folder_structure(folder, folders, tenths, meters):
+    for name in folders:
+        put(folder / name / "a.png")
+    data = read(folder, "folder_structure")
+    assert data.tenths.tolist() == tenths
+    assert list(data.meters) == meters
+
+
+@pytest.mark.parametrize("name", ["misc", "100", "103", "3.4/misc"])
+def test_folders_that_are_no_class_are_bad_labels(folder, name):
+    for path in ("34/a.png", "34/b.png", "34/c.png", f"{name}/a.png"):
+        put(folder / path)
+    with pytest.raises(SourceError, match=rf"1 of 4 entries are unusable.*{name}/a.png: bad label"):
+        read(folder, "folder_structure")
+
+
+def test_whole_digit_sources_need_to_say_so(folder):
+    put(folder / "3/a.png")
+    put(folder / "7/a.png")
+    with pytest.raises(SourceError, match=r'kitchen.*add "whole_digits": True.*can only train NB_CLASSES = 10'):
+        read(folder, "folder_structure")
+    assert read(folder, "folder_structure", whole_digits=True).tenths.tolist() == [30, 70]
+    assert read(folder, "folder_structure", nb_classes=10).tenths.tolist() == [30, 70]
+
+
+def test_label_file(folder):
+    for name in ("a b.png", "images/c.png", "images/cellar/d.png", "hall/e.png", "f.png"):
+        put(folder / name)
+    text = "\ufeff# our meters\n\na b.png\t3.4\r\nc.png   0.1\ncellar/d.png\t9.9\nhall\\e.png 2.0\nf.png N\nc.png 0.1\n"
+    data = read_lines(folder, text)
+    assert data.files == ("a b.png", "images/c.png", "images/cellar/d.png", "hall/e.png")
+    assert data.tenths.tolist() == [34, 1, 99, 20]
+    assert [data.meters[i] for i in data.meter_ids] == ["kitchen", "kitchen", "cellar", "hall"]
+    assert data.skipped == {"not readable": 1}
+
+
+def test_label_file_of_another_name_in_a_folder(folder):
+    put(folder / "2024/a.png")
+    (folder / "2024/train.csv").write_text("a.png 3.4\n")
+    assert read(folder, "label_file", labels="2024/train.csv").files == ("2024/a.png",)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "hall/../../outside.png", "{absolute}", "..\\outside.png"])
+def test_label_file_may_not_leave_the_folder(folder, tmp_path, name):
+    put(tmp_path / "outside.png")
+    put(folder / "a.png")
+    name = name.format(absolute=tmp_path / "outside.png")
+    with pytest.raises(SourceError, match=r"data source 'kitchen': labels.txt line 2: .*outside.png lies outside"):
+        read_lines(folder, f"a.png 3.4\n{name} 3.4\n")
+
+
+def test_links_may_not_leave_the_folder(folder, tmp_path):
+    put(tmp_path / "elsewhere/a.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "b.png").symlink_to(tmp_path / "elsewhere/a.png")
+    for line in ("linked/a.png 3.4", "b.png 3.4"):
+        with pytest.raises(SourceError, match=r"labels.txt line 1: \S+ lies outside the folder"):
+            read_lines(folder, line)
+    put(folder / "c.png")
+    (folder / "d.png").symlink_to(folder / "c.png")
+    assert read_lines(folder, "d.png 3.4").files == ("d.png",)
+
+
+def test_contradicting_lines_are_both_named(folder):
+    put(folder / "images/a.png")
+    with pytest.raises(
+        SourceError, match=r"labels.txt gives images/a.png two labels: '3.4' in line 1 and '3.5' in line 3"
+    ):
+        read_lines(folder, "a.png 3.4\n\nimages/a.png 3.5\n")
+    with pytest.raises(SourceError, match="two labels"):
+        read_lines(folder, "a.png 0.0\na.png N\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("gone.png 3.4", "labels.txt line 2: missing picture: gone.png"),
+        ("hall 3.4", "labels.txt line 2: missing picture: hall"),
+        ("a.png", "labels.txt line 2: bad label: label ''"),
+        ("b.png 12", "labels.txt line 2: bad label: label '12'"),
+        ("\0.png 3.4", "labels.txt line 2: missing picture"),
+    ],
+)
+def test_problems_of_label_files_name_the_line(folder, line, problem):
+    for name in ("a.png", "b.png", "hall/c.png"):
+        put(folder / name)
+    with pytest.raises(SourceError) as error:
+        read_lines(folder, f"a.png 3.4\n{line}\n")
+    assert problem in str(error.value)
+
+
+def test_label_files_that_cannot_be_read(folder):
+    with pytest.raises(SourceError, match=r'kitchen.*labels.txt can\'t be read.*mend its "labels" in DATA_SOURCES'):
+        read(folder, "label_file")
+    (folder / "labels.txt").write_bytes(b"a.png 3.4\nb\xff.png 3.4\n")
+    with pytest.raises(SourceError, match=r"labels.txt line 2 is not UTF-8"):
+        read(folder, "label_file")
+
+
+def test_broken_pictures_under_one_percent_are_skipped(folder, caplog):
+    put_many(folder, 100)
+    (folder / "1.0_broken.jpg").write_bytes(b"not a picture")
+    for _ in ("decoded", "cached"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            data = read(folder)
+        assert data.skipped == {"damaged picture": 1}
+        assert len(data.images) == len(data.files) == len(data.tenths) == len(data.meter_ids) == 100
+        assert "1.0_broken.jpg" not in data.files
+        assert data.images.min() > 0
+        assert len(caplog.records) == 1
+        assert "'kitchen': 1 of 101 skipped, first: 1.0_broken.jpg: damaged picture: no JPEG" in caplog.text
+
+
+def test_broken_pictures_from_one_percent_on_are_an_error(folder):
+    put_many(folder, 99)
+    (folder / "1.0_broken.jpg").write_bytes(b"not a picture")
+    with pytest.raises(SourceError, match=r"data source 'kitchen': 1 of 100 entries.*1.0_broken.jpg: damaged picture"):
+        read(folder)
+
+
+def test_many_problems_show_the_first_three_and_what_to_do(folder):
+    put_many(folder, 5, "wheel{}.png")
+    with pytest.raises(SourceError) as error:
+        read(folder)
+    assert "5 of 5 entries" in str(error.value)
+    assert str(error.value).count("bad label") == 3
+    assert 'Correct or remove them, or mend its "path" in DATA_SOURCES in parameters.py' in str(error.value)
+
+
+def test_kinds_of_problems_count_together(folder):
+    put_many(folder, 299)
+    put(folder / "wheel.png")
+    (folder / "3.4_x.jpg").write_bytes(b"")
+    assert read(folder).skipped == {"bad label": 1, "damaged picture": 1}
+    (folder / "3.4_y.jpg").symlink_to("nowhere")
+    assert read(folder).skipped == {"bad label": 1, "damaged picture": 1, "file can't be opened": 1}
+    (folder / "3.4_z.jpg").symlink_to("nowhere")
+    with pytest.raises(SourceError, match="4 of 303"):
+        read(folder)
+
+
+def test_missing_and_empty_sources(folder, tmp_path):
+    with pytest.raises(
+        SourceError, match=r"'kitchen': folder .*gone not found; mend its \"path\" in TEST_SOURCES in p"
+    ):
+        readers.read(declare(tmp_path / "gone", parameter="TEST_SOURCES"), 32, 20, 3, 100, 0)
+    with pytest.raises(SourceError, match=r"no picture \(.jpg .*\) found in"):
+        read(folder)
+    (tmp_path / "file.jpg").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"file.jpg is a file, a folder is needed"):
+        read(tmp_path / "file.jpg")
+    put(folder / "N_a.png")
+    with pytest.raises(SourceError, match='every one of its 1 pictures is labelled "not readable"'):
+        read(folder)
+
+
+def test_files_that_could_not_be_opened_are_tried_again(folder, monkeypatch):
+    put_many(folder, 101)
+    original = pictures.decode
+
+    def denied(path, *shape):
+        if path.endswith("3.4_7.png"):
+            raise PictureError(pictures.NOT_OPENED, "Permission denied")
+        return original(path, *shape)
+
+    monkeypatch.setattr(pictures, "decode", denied)
+    assert read(folder).skipped == {"file can't be opened": 1}
+    monkeypatch.setattr(pictures, "decode", original)
+    assert read(folder).skipped == {}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_synthetic_pictures(monkeypatch, channels):
+    def draw(count, seed, height, width, system_fonts):
+        assert (count, seed, height, width, system_fonts) == (3, 7, 32, 20, True)
+        return SimpleNamespace(
+            images=np.full((3, 32, 20, 3), (255, 0, 0), np.uint8),
+            tenths=np.array([0, 34, 99], np.int16),
+            typefaces=("drum", "lcd"),
+            typeface_ids=np.array([1, 0, 1], np.int16),
+        )
+
+    monkeypatch.setattr(synthetic, "draw", draw)
+    declared = {"name": "s", "type": "synthetic", "count": 3, "system_fonts": True}
+    data = readers.read(DataSource.from_dict(declared, "DATA_SOURCES"), 32, 20, channels, 100, 7)
+    assert data.images.shape == (3, 32, 20, channels)
+    assert data.images[2, 0, 0].tolist() == ([255, 0, 0] if channels == 3 else [76])
+    assert data.tenths.tolist() == [0, 34, 99]
+    assert (data.meters, data.meter_ids.tolist(), data.meter_ids.dtype) == (("drum", "lcd"), [1, 0, 1], np.int32)
+    assert data.files == ("synthetic/000000", "synthetic/000001", "synthetic/000002")
+
+
+def test_real_pictures(real_data):
+    source = declare(real_data / "meter_digits")
+    readers.read(source, 32, 20, 3, 100, 0)
+    started = time.perf_counter()
+    data = readers.read(source, 32, 20, 3, 100, 0)
+    assert time.perf_counter() - started < 1
+    assert data.images.shape == (20_897, 32, 20, 3)
+    assert len(data.meters) == 21
+    assert data.skipped == {}

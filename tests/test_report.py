@@ -1,0 +1,64 @@
+import cv2
+import numpy as np
+import pytest
+
+from utils import report
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Keeps the figures that report draws, by file name."""
+    figures = {}
+    save = report._save
+
+    def keep(figure, path):
+        figures[path.name] = figure
+        save(figure, path)
+
+    monkeypatch.setattr(report, "_save", keep)
+    return figures
+
+
+def test_history_marks_the_best_epoch(tmp_path, drawn):
+    rows = [
+        {"epoch": n, "loss": 1 / n, "val_loss": 2 / n, "accuracy": 0.1 * n, "val_accuracy": 0.1, "learning_rate": 0.01}
+        for n in (1, 2, 3)
+    ]
+    report.training_history(tmp_path / "history.png", rows, best_epoch=2)
+    loss, accuracy, rate = drawn["history.png"].axes
+    assert [line.get_ydata().tolist() for line in loss.lines[:2]] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
+    assert [axes.lines[-1].get_xdata()[0] for axes in (loss, accuracy, rate)] == [2, 2, 2]
+    assert cv2.imread(str(tmp_path / "history.png")).shape[2] == 3
+
+
+@pytest.mark.parametrize("nb_classes", [10, 100])
+def test_confusion_counts_true_in_rows(tmp_path, drawn, nb_classes):
+    report.confusion_matrix(tmp_path / "c.png", np.array([1, 1, 4]), np.array([2, 2, 4]), nb_classes, "title")
+    matrix = drawn["c.png"].axes[0].images[0].get_array()
+    assert matrix.shape == (nb_classes, nb_classes)
+    assert matrix[1, 2] == 2
+    assert matrix[4, 4] == 1
+    assert matrix.filled(0).sum() == 3
+
+
+def test_worst_predictions_come_surest_first_and_a_tenth_is_no_error(tmp_path, drawn, rng):
+    images = rng.integers(0, 256, (4, 32, 20, 1)).astype(np.uint8)
+    true = np.array([0, 34, 50, 70])
+    logits = np.zeros((4, 100), np.float32)
+    logits[np.arange(4), [99, 36, 90, 70]] = [9, 3, 8, 9]
+    report.worst_predictions(tmp_path / "w.png", images, true, logits, 100, "file on test")
+    shown = [axes for axes in drawn["w.png"].axes if axes.images]
+    assert [axes.get_title().split("\n")[:2] for axes in shown] == [["true 5.0", "read 9.0"], ["true 3.4", "read 3.6"]]
+    assert drawn["w.png"].get_suptitle() == "file on test: 2 of 4 pictures wrong, surest first"
+
+
+def test_no_error_gives_an_empty_sheet(tmp_path, drawn):
+    logits = np.eye(10, dtype=np.float32)
+    report.worst_predictions(tmp_path / "w.png", np.zeros((10, 32, 20, 3), np.uint8), np.arange(10), logits, 10, "t")
+    assert drawn["w.png"].get_suptitle() == "t: 0 of 10 pictures wrong"
+    assert (tmp_path / "w.png").stat().st_size > 0
+
+
+def test_table_lines_up():
+    text = report.table([["a", "b", "c", "n"], ["long", "x", "y", "12"]])
+    assert text.splitlines() == ["a     b  c   n", "--------------", "long  x  y  12"]

@@ -1,0 +1,76 @@
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from utils import runs
+from utils.runs import RunError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_name_tells_architecture_classes_colour_and_mode(tiny):
+    settings = tiny(nb_classes=100, input_channels=3)
+    assert runs.name("cnn32", settings, "PTQ", "20250131-180000") == "cnn32_100cls_RGB_PTQ_20250131-180000"
+    assert runs.name("cnn32", tiny(), "FLOAT", "x") == "cnn32_10cls_GRAY_FLOAT_x"
+
+
+def test_no_two_runs_share_a_folder(tiny):
+    settings = tiny()
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: runs.create("cnn32", settings, "PTQ"), range(24)))
+    assert len(set(folders)) == 24
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    settings = tiny(output_dir=str(tmp_path / "file" / "below"))
+    with pytest.raises(RunError, match=r"OUTPUT_DIR .*file/below: cannot make a folder there"):
+        runs.create("cnn32", settings, "PTQ")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "results.json"
+    target.write_text("old")
+
+    def half(path):
+        path.write_text("ha")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        runs.write(target, half)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_settings_come_back(tiny, tmp_path):
+    settings = tiny(epochs=7)
+    runs.save_settings(tmp_path, settings, "cnn32", "abc")
+    assert runs.read_settings(tmp_path) == (settings, "cnn32", "abc")
+
+
+def test_what_cannot_be_resumed_is_refused(tiny, tmp_path):
+    with pytest.raises(RunError, match=r"no run folder to resume \(settings.json is missing\)"):
+        runs.read_settings(tmp_path)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(RunError, match="not the settings of a run"):
+        runs.read_settings(tmp_path)
+    (tmp_path / "settings.json").write_text(json.dumps({"settings": {"EPOCHS": 1}}))
+    with pytest.raises(RunError, match="not the settings of a run"):
+        runs.read_settings(tmp_path)
+    runs.save_settings(tmp_path, tiny(), "cnn32", "abc")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(RunError, match="finished"):
+        runs.read_settings(tmp_path)
+
+
+def test_a_folder_in_use_is_refused_to_other_processes(tmp_path):
+    code = f"from pathlib import Path; from utils import runs; runs.hold(Path({str(tmp_path)!r})).__enter__()"
+    with runs.hold(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert "another process is working in this run folder" in done.stderr
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,121 @@
+"""Each entry script as a user runs it: a process of its own on a tiny set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    *("--set", "DATA_SOURCES=[{'name': 'synthetic', 'type': 'synthetic', 'count': 150}]"),
+    *("--set", "BATCH_SIZE=32", "--set", "EPOCHS=2", "--set", "CALIBRATION_IMAGES=100"),
+]
+
+
+def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def run_folders(output: Path) -> list[Path]:
+    return sorted(path for path in output.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "text"),
+    [
+        (["--help"], 0, "digit_recognizer_v4"),
+        (["--trian", "cnn32"], 2, "unrecognized arguments: --trian"),
+        (["--train", "cnn23"], 2, "'cnn23': did you mean cnn32? known are cnn32, digit_recognizer_v4"),
+        (["--set", "EPOCHSS=2"], 2, "did you mean EPOCHS"),
+        (["--set", "EPOCHS=0"], 2, "EPOCHS = 0: accepted are 1..100000"),
+        (["--set", "USE_QAT=True"], 2, "USE_QAT = True: not built yet"),
+        (["--use_tuner"], 2, "not built yet"),
+        (["--jobs", "0"], 2, "--jobs needs a number of at least 1"),
+        (["--resume", "nowhere", "--set", "EPOCHS=3"], 2, "leave --set out"),
+    ],
+)
+def test_answers_without_tensorflow(arguments, exit_code, text):
+    started = time.monotonic()
+    done = call(*arguments)
+    # Half a second on an idle machine; TensorFlow alone would take several.
+    assert time.monotonic() - started < 2
+    assert done.returncode == exit_code
+    assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_data_is_refused_without_tensorflow(tmp_path):
+    source = "[{'name': 'kitchen', 'type': 'filename', 'path': 'nowhere'}]"
+    done = call("--set", f"DATA_SOURCES={source}", "--set", f"OUTPUT_DIR={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "data source 'kitchen': folder nowhere not found" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_resume(tmp_path):
+    done = call("--resume", tmp_path)
+    assert (done.returncode, "no run folder to resume" in done.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_trains_the_configured_architecture_from_any_folder(tmp_path):
+    done = call(*TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = run_folders(tmp_path / "exported_models")
+    assert folder.name.startswith("cnn32_10cls_GRAY_PTQ_")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["training"]["epochs"] == 2
+    score = results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["accuracy"]
+    assert f"{score:.4f}" in done.stdout
+    # No terminal: a line an epoch instead of a bar, and nothing of TensorFlow's own log.
+    assert "epoch 2 of 2: " in done.stderr
+    assert not any(noise in done.stderr for noise in ("it/s", "cuda", "oneDNN", "XNNPACK", "Warning"))
+
+
+@pytest.mark.slow
+def test_all_models_take_one_epoch_side_by_side_and_a_failure_is_a_row(tmp_path):
+    broken = ROOT / "models" / "zz_broken_for_test.py"
+    broken.write_text("def build(input_shape, nb_classes):\n    raise RuntimeError('out of luck')\n")
+    try:
+        done = call("--test_all_models", "--jobs", "2", *TINY, "--set", f"OUTPUT_DIR={tmp_path}")
+    finally:
+        broken.unlink()
+    assert done.returncode == 1, done.stderr
+    assert "zz_broken_for_test FAILED: RuntimeError: out of luck" in done.stdout
+    finished = [path for path in run_folders(tmp_path) if (path / "results.json").exists()]
+    results = {path.name.split("_10cls")[0]: json.loads((path / "results.json").read_text()) for path in finished}
+    assert set(results) == {"cnn32", "digit_recognizer_v4", "digit_recognizer_v12", "high_accuracy_validator"}
+    assert all(result["training"]["epochs"] == 1 for result in results.values())
+    assert "high_accuracy_validator_quantized.tflite" not in done.stdout
+    assert done.stdout.count("_quantized.tflite") == 3
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed(tmp_path):
+    arguments = [*TINY, "--set", "EPOCHS=400", "--set", f"OUTPUT_DIR={tmp_path}"]
+    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/checkpoints/epoch_00000[3-9].weights.h5")):
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.05)
+    (folder,) = run_folders(tmp_path)
+    in_use = call("--resume", folder)
+    assert "another process is working in this run folder" in in_use.stdout
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["settings"]["epochs"] = 30
+    (folder / "settings.json").write_text(json.dumps(settings))
+    done = call("--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming {folder} after epoch" in done.stderr
+    log = (folder / "training_log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log[1:]] == [str(number) for number in range(1, len(log))]
+    assert json.loads((folder / "results.json").read_text())["files"]["cnn32_quantized.tflite"]["bytes"] > 100_000
+    assert not list(folder.glob(".partial-*"))

@@ -1,0 +1,166 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import models
+from utils import evaluation, export, loader, runs, session
+from utils.loader import DataError
+
+FILES = {
+    "settings.json", "best_model.keras", "cnn32_float.tflite", "cnn32_quantized.tflite", "training_history.png",
+    "training_log.csv", "confusion_matrix.png", "worst_predictions.png", "results.json",
+}  # fmt: skip
+
+
+def train(settings, names=("cnn32",), **options):
+    return session.train(list(names), settings, session.Options(**options), loader.load(settings))
+
+
+def figures(results: dict) -> dict:
+    return {name: value for name, value in results.items() if name != "timing"}
+
+
+def test_a_run_leaves_these_files_and_no_other(trained_run):
+    outcome, _, _ = trained_run
+    assert {path.name for path in outcome.run_dir.iterdir()} == FILES
+    for name in ("training_history.png", "confusion_matrix.png", "worst_predictions.png"):
+        assert (outcome.run_dir / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_hold_what_the_files_score(trained_run):
+    outcome, _, splits = trained_run
+    results = json.loads((outcome.run_dir / "results.json").read_text())
+    assert results == outcome.results
+    test = splits.measured["test"]
+    images, tenths = splits.pool.images(test), splits.pool.tenths[test]
+    model = keras.models.load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
+    logits = {"best_model.keras": evaluation.keras_logits(model, images)}
+    for name in ("cnn32_float.tflite", "cnn32_quantized.tflite"):
+        logits[name] = evaluation.tflite_logits((outcome.run_dir / name).read_bytes(), images)
+    assert set(results["files"]) == set(logits)
+    for name, values in logits.items():
+        entry = results["files"][name]
+        scores = entry["sets"]["test"]
+        assert entry["bytes"] == (outcome.run_dir / name).stat().st_size
+        assert scores["n"] == len(test) == 200
+        assert scores["accuracy"] == evaluation.metrics(values.argmax(axis=1), tenths, 10)["accuracy"]
+        agreement = (values.argmax(axis=1) == logits["best_model.keras"].argmax(axis=1)).mean()
+        assert scores["agreement"] == pytest.approx(agreement, abs=1e-6)
+        assert sum(meter["n"] for meter in scores["per_meter"].values()) == 200
+        assert scores["per_source"]["synthetic"]["n"] == 200
+    assert results["parameters"] == 189_642
+    assert results["files"]["cnn32_float.tflite"]["sets"]["test"]["agreement"] == 1
+    assert results["files"]["cnn32_quantized.tflite"]["bytes"] < 0.3 * results["files"]["cnn32_float.tflite"]["bytes"]
+
+
+def test_hundred_classes_and_test_sources_are_measured_on_the_ring(tiny):
+    held = {"name": "held", "type": "synthetic", "count": 50}
+    settings = tiny(nb_classes=100, input_channels=3, test_sources=[held], seed=3)
+    (outcome,) = train(settings)
+    sets = outcome.results["files"]["cnn32_quantized.tflite"]["sets"]
+    assert list(sets) == ["test", "held"]
+    assert sets["held"]["n"] == 50
+    assert {"accuracy", "within_0.1", "within_0.2", "digit", "agreement"} <= set(sets["held"])
+    assert "_100cls_RGB_PTQ_" in outcome.run_dir.name
+    table = session.summary([outcome])
+    assert "within 0.1" in table
+    assert f"{sets['held']['within_0.1']:.4f}" in table
+
+
+@pytest.mark.slow
+def test_same_seed_same_figures(tiny):
+    first, second = (train(tiny(epochs=3))[0] for _ in range(2))
+    assert figures(first.results) == figures(second.results)
+    assert first.run_dir != second.run_dir
+    (other,) = train(tiny(epochs=3, seed=7))
+    assert figures(other.results) != figures(first.results)
+
+
+def test_without_quantisation_only_the_float_file_comes_out(tiny):
+    (outcome,) = train(tiny(quantize_model=False))
+    assert list(outcome.results["files"]) == ["best_model.keras", "cnn32_float.tflite"]
+    assert "_FLOAT_" in outcome.run_dir.name
+
+
+def test_traits_override_the_flags_for_that_model_alone(tiny, monkeypatch, caplog):
+    small = models.get("cnn32")
+    validator = models.Architecture("high_accuracy_validator", small.build, quantizable=False)
+    monkeypatch.setattr(models, "get", {"cnn32": small, "high_accuracy_validator": validator}.__getitem__)
+    caplog.set_level("INFO")
+    outcomes = train(tiny(), ["high_accuracy_validator", "cnn32"])
+    assert [outcome.results["mode"] for outcome in outcomes] == ["FLOAT", "PTQ"]
+    assert caplog.text.count("high_accuracy_validator is never quantised") == 1
+
+
+def test_one_that_fails_does_not_stop_the_others(tiny, monkeypatch):
+    def broken(input_shape, nb_classes):
+        raise RuntimeError("out of luck")
+
+    good = models.get("cnn32")
+    bad = models.Architecture("bad", broken, quantizable=True)
+    monkeypatch.setattr(models, "get", {"cnn32": good, "bad": bad}.__getitem__)
+    outcomes = train(tiny(), ["bad", "cnn32"])
+    assert outcomes[0].results is None
+    assert outcomes[0].error == "RuntimeError: out of luck"
+    assert outcomes[1].results is not None
+    assert "bad FAILED: RuntimeError: out of luck" in session.summary(outcomes)
+
+
+def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monkeypatch):
+    def refuse(*_):
+        raise export.ExportError("tensor x stayed float")
+
+    monkeypatch.setattr(export, "quantized_tflite", refuse)
+    (outcome,) = train(tiny())
+    assert outcome.error == "tensor x stayed float"
+    (run_dir,) = (path for path in (runs.Path(tiny().output_dir)).iterdir())
+    names = {path.name for path in run_dir.iterdir()}
+    assert "best_model.keras" in names
+    assert not names & {"cnn32_quantized.tflite", "results.json"}
+
+
+def test_checkpoints_are_kept_on_demand(tiny):
+    (outcome,) = train(tiny(), keep_checkpoints=True)
+    assert [path.name for path in (outcome.run_dir / "checkpoints").iterdir()] == ["epoch_000001.weights.h5"]
+
+
+def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
+    settings = tiny(epochs=2)
+    (whole,) = train(settings)
+    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+    (broken,) = train(settings)
+    monkeypatch.undo()
+    assert broken.results is None
+    (run_dir,) = (path for path in runs.Path(settings.output_dir).iterdir() if path != whole.run_dir)
+    outcome = session.resume(run_dir, session.Options())
+    assert outcome.run_dir == run_dir
+    assert figures(outcome.results) == figures(whole.results)
+    with pytest.raises(runs.RunError, match="finished"):
+        session.resume(run_dir, session.Options())
+
+
+def test_resume_notices_changed_pictures(tiny, monkeypatch, picture_folder):
+    folder = picture_folder("own", {"a": 60})
+    settings = tiny(data_sources=[{"name": "own", "type": "filename", "path": str(folder)}])
+    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+    train(settings)
+    (run_dir,) = runs.Path(settings.output_dir).iterdir()
+    next((folder / "a").iterdir()).unlink()
+    with pytest.raises(DataError, match="the pictures or labels have changed"):
+        session.resume(run_dir, session.Options())
+
+
+def test_confidence_does_not_overflow():
+    from utils.report import _confidence
+
+    np.testing.assert_allclose(_confidence(np.array([[1000.0, 0.0], [0.0, 0.0]])), [1.0, 0.5])
+
+
+def test_summary_of_a_run(trained_run):
+    outcome, _, _ = trained_run
+    text = session.summary([outcome, session.Outcome("other", None, None, "no memory")])
+    assert "189,642 parameters, 4,741,632 multiply-accumulates" in text
+    assert "other FAILED: no memory" in text
+    assert "cnn32_quantized.tflite" in text

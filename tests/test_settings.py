@@ -1,0 +1,111 @@
+import dataclasses
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from utils import settings as settings_module
+from utils.settings import Settings, SettingsError, from_dict, load, parse_assignments
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_parameters_and_fields_have_the_same_names_in_the_same_order():
+    lines = (ROOT / "parameters.py").read_text().splitlines()
+    names = [line.split(" = ")[0] for line in lines if line[:1].isupper() and " = " in line]
+    assert names == [field.name.upper() for field in dataclasses.fields(Settings)]
+
+
+def test_every_parameter_has_a_comment():
+    with (ROOT / "parameters.py").open("rb") as file:
+        commented = {token.start[0] for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT}
+    for number, line in enumerate((ROOT / "parameters.py").read_text().splitlines(), 1):
+        if line[:1].isupper() and " = " in line:
+            # A list that goes on over several lines has its comment above.
+            assert number in commented or number - 1 in commented, line
+
+
+def test_importing_parameters_imports_and_prints_nothing():
+    code = "import sys; before = set(sys.modules); import parameters; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['parameters']\n"
+    assert done.stderr == ""
+
+
+def test_defaults_are_valid_and_as_documented():
+    settings = load()
+    assert settings.input_shape == (32, 20, 1)
+    assert (settings.nb_classes, settings.model_architecture) == (10, "cnn32")
+    assert settings.data_sources[0]["type"] == "synthetic"
+
+
+def test_settings_survive_json():
+    settings = load(epochs=3, data_sources=[{"name": "a", "type": "filename", "path": "x"}])
+    assert from_dict(settings_module.json.loads(settings_module.to_json(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("assignment", "field", "value"),
+    [
+        ("EPOCHS=5", "epochs", 5),
+        ("epochs = 5", "epochs", 5),
+        ("LEARNING_RATE=1", "learning_rate", 1.0),
+        ("LEARNING_RATE=1e-4", "learning_rate", 1e-4),
+        ("AUGMENT=False", "augment", False),
+        ("OPTIMIZER=sgd", "optimizer", "sgd"),
+        ("OPTIMIZER='sgd'", "optimizer", "sgd"),
+        ("OUTPUT_DIR=/tmp/a b=c", "output_dir", "/tmp/a b=c"),
+        ("OUTPUT_DIR=123", "output_dir", "123"),
+        ("OUTPUT_DIR=C:\\models\\new", "output_dir", "C:\\models\\new"),
+        ("DATA_SOURCES=[{'name': 'k', 'type': 'filename', 'path': 'x'}]", "data_sources",
+         [{"name": "k", "type": "filename", "path": "x"}]),
+    ],
+)  # fmt: skip
+def test_set_takes_literals_and_bare_text(assignment, field, value):
+    assert parse_assignments([assignment]) == {field: value}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("EPOCHS", "write NAME=VALUE"),
+        ("EPOCH=5", "did you mean EPOCHS"),
+        ("BATCHSIZE=5", "did you mean BATCH_SIZE"),
+        ("EPOCHS=five", "EPOCHS: 'five' is no Python literal of type int"),
+        ("EPOCHS=2.5", "EPOCHS = 2.5: needs a value of type int"),
+        ("EPOCHS=True", "needs a value of type int, got bool"),
+        ("EPOCHS=0", "EPOCHS = 0: accepted are 1..100000"),
+        ("LEARNING_RATE=nan", "LEARNING_RATE"),
+        ("LEARNING_RATE=1e999", "LEARNING_RATE = inf"),
+        ("AUGMENT=1", "AUGMENT = 1: needs a value of type bool"),
+        ("NB_CLASSES=11", "NB_CLASSES = 11: accepted are 10, 100"),
+        ("OPTIMIZER=adma", "OPTIMIZER = 'adma': accepted are 'adam', 'adamw'"),
+        ("INPUT_CHANNELS=2", "INPUT_CHANNELS = 2: accepted are 1, 3"),
+        ("TEST_SHARE=0.6", "TEST_SHARE = 0.6: accepted are 0..0.5"),
+        ("DATA_SOURCES=__import__('os')", "no Python literal of type list"),
+        ("SEED=" + "(" * 300 + ")" * 300, "SEED"),
+    ],
+)
+def test_set_refuses_with_the_name_and_what_is_accepted(assignment, message):
+    with pytest.raises(SettingsError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        parse_assignments([assignment])
+
+
+def test_parameters_that_contradict_each_other_are_refused():
+    with pytest.raises(SettingsError, match="TEST_SHARE = 0 without TEST_SOURCES"):
+        load(test_share=0.0)
+    with pytest.raises(SettingsError, match=r"VALIDATION_SHARE \+ TEST_SHARE"):
+        load(test_share=0.5, validation_share=0.5)
+    with pytest.raises(SettingsError, match="DATA_SOURCES is empty"):
+        load(data_sources=[])
+
+
+def test_a_typo_or_a_missing_line_in_parameters_is_named():
+    values = dataclasses.asdict(load())
+    with pytest.raises(SettingsError, match="unknown parameter EPOCSH; did you mean EPOCHS"):
+        from_dict({**values, "epocsh": 3})
+    del values["epochs"]
+    with pytest.raises(SettingsError, match=r"missing in parameters\.py: EPOCHS"):
+        from_dict(values)

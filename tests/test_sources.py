@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from utils import sources
+from utils.sources import DataSource, SourceError
+
+
+def test_declaration_and_its_defaults():
+    declared = {"name": "kitchen", "type": "filename", "path": "pictures", "weight": 2}
+    source = DataSource.from_dict(declared, "DATA_SOURCES")
+    assert source.path == Path("pictures")
+    assert (source.weight, source.labels, source.whole_digits, source.augmented) == (2.0, "labels.txt", False, False)
+    synthetic = DataSource.from_dict({"name": "s", "type": "synthetic", "count": 10}, "TEST_SOURCES")
+    assert (synthetic.path, synthetic.count, synthetic.parameter) == (None, 10, "TEST_SOURCES")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wieght": 2}, 'unknown key "wieght" for its type; did you mean "weight"?'),
+        ({"zzz": 2}, 'unknown key "zzz" for its type; known are name, type'),
+        ({"count": 5}, 'unknown key "count" for its type'),
+        (
+            {"type": "folders"},
+            "unknown \"type\" 'folders'; types are synthetic, filename, label_file, folder_structure",
+        ),
+        ({"type": ["filename"]}, "unknown \"type\" ['filename']"),
+        ({"weight": -1}, '"weight" is -1; accepted is a number of 0 to 10,000'),
+        ({"weight": 10**400}, 'accepted is a number of 0 to 10,000'),
+        ({"weight": float("nan")}, '"weight" is nan'),
+        ({"weight": float("inf")}, '"weight" is inf'),
+        ({"weight": True}, '"weight" is True'),
+        ({"weight": "2"}, "\"weight\" is '2'"),
+        ({"path": ""}, "\"path\" is ''; accepted is a folder's path"),
+        ({"path": 3}, '"path" is 3'),
+        ({"name": " "}, "\"name\" is ' '"),
+        ({"augmented": 1}, '"augmented" is 1; accepted is True or False'),
+        ({"whole_digits": "yes"}, "\"whole_digits\" is 'yes'"),
+    ],
+)
+def test_declarations_that_are_refused(change, message):
+    with pytest.raises(SourceError) as error:
+        DataSource.from_dict({"name": "kitchen", "type": "filename", "path": "x", **change}, "TEST_SOURCES")
+    assert message in str(error.value)
+    assert "TEST_SOURCES in parameters.py" in str(error.value)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_000_001, 1.0, True, "5", None])
+def test_counts_that_are_refused(count):
+    with pytest.raises(SourceError, match=r'"count" is .*; accepted is a whole number of 1 to 10,000,000'):
+        DataSource.from_dict({"name": "s", "type": "synthetic", "count": count}, "DATA_SOURCES")
+
+
+@pytest.mark.parametrize(
+    ("declared", "missing"),
+    [
+        ({"type": "filename", "path": "x"}, "name"),
+        ({"name": "kitchen", "path": "x"}, "type"),
+        ({"name": "kitchen", "type": "filename"}, "path"),
+        ({"name": "kitchen", "type": "synthetic"}, "count"),
+    ],
+)
+def test_missing_keys(declared, missing):
+    with pytest.raises(SourceError, match=f'key "{missing}" is missing'):
+        DataSource.from_dict(declared, "DATA_SOURCES")
+
+
+def test_lists_of_sources():
+    first = {"name": "a", "type": "filename", "path": "x"}
+    assert [s.name for s in sources.parse_sources([first, {**first, "name": "b"}], "DATA_SOURCES")] == ["a", "b"]
+    assert sources.parse_sources([], "TEST_SOURCES") == ()
+    with pytest.raises(SourceError, match="data source 'a': 2 entries of DATA_SOURCES have this name"):
+        sources.parse_sources([first, first], "DATA_SOURCES")
+    with pytest.raises(SourceError, match=r"DATA_SOURCES in parameters.py: needs a list of dicts, got dict"):
+        sources.parse_sources(first, "DATA_SOURCES")
+    with pytest.raises(SourceError, match="needs a dict"):
+        sources.parse_sources(["kitchen"], "DATA_SOURCES")

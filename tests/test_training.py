@@ -1,0 +1,145 @@
+import csv
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+import models
+from utils import loader, runs, training
+
+
+@pytest.fixture
+def fit(tiny, tmp_path):
+    """Trains cnn32 on tiny data in ``<tmp_path>/<name>``; returns what ``training.fit`` does, and the folder."""
+
+    def run(name="run", prepare=None, **overrides):
+        settings = tiny(**overrides)
+        splits = loader.load(settings)
+        keras.utils.set_random_seed(settings.seed)
+        model = models.get("cnn32").build(settings.input_shape, settings.nb_classes)
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if prepare:
+            prepare(folder)
+        return training.fit(model, splits, settings, folder), folder, splits
+
+    return run
+
+
+def rows_of(folder):
+    with (folder / training.LOG_FILE).open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_learns(fit):
+    source = {"name": "s", "type": "synthetic", "count": 3000}
+    fitted, _, _ = fit(epochs=8, data_sources=[source], augment=False)
+    assert fitted.rows[-1]["loss"] < 0.6 * fitted.rows[0]["loss"]
+    # Guessing gives 0.1; synthetic digits are hard, and 2,400 of them are few.
+    assert max(row["val_accuracy"] for row in fitted.rows) > 0.45
+
+
+def test_best_model_file_is_the_best_epoch(fit):
+    fitted, folder, splits = fit(epochs=4, learning_rate=0.003)
+    losses = [row["val_loss"] for row in fitted.rows]
+    assert fitted.best_epoch == int(np.argmin(losses)) + 1
+    model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
+    logits = model.predict(splits.pool.images(splits.validation), verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(splits.pool.classes(splits.validation), logits)
+    assert float(loss) == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_log_has_a_row_an_epoch(fit):
+    fitted, folder, _ = fit(epochs=2)
+    assert rows_of(folder) == [pytest.approx(row) for row in fitted.rows]
+    assert list(rows_of(folder)[0]) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_where_an_unbroken_one_does(fit, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    whole, _, _ = fit("whole", epochs=4)
+    write = training._write_checkpoint
+
+    def kill_after_two(trainer, run_dir, epoch):
+        write(trainer, run_dir, epoch)
+        if epoch == 2:
+            raise KilledError
+
+    monkeypatch.setattr(training, "_write_checkpoint", kill_after_two)
+    with pytest.raises(KilledError):
+        fit("broken", epochs=4)
+    monkeypatch.undo()
+    resumed, folder, _ = fit("broken", epochs=4)
+    assert [row["epoch"] for row in resumed.rows] == [1, 2, 3, 4]
+    for before, after in zip(whole.rows, resumed.rows, strict=True):
+        assert after == pytest.approx(before, rel=1e-5)
+    assert len(list((folder / runs.CHECKPOINT_FOLDER).iterdir())) == 1
+
+
+def test_early_stopping_ends_training(fit):
+    fitted, _, _ = fit(epochs=50, early_stopping_patience=2, learning_rate=1e-8, learning_rate_schedule="constant",
+                       monitor="val_accuracy")  # fmt: skip
+    assert len(fitted.rows) == 3
+    assert fitted.best_epoch == 1
+
+
+def test_a_loss_that_explodes_names_the_learning_rate(tiny, tmp_path):
+    recorder = training.Recorder(None, None, tmp_path, tiny(), [])
+    with pytest.raises(training.TrainingError, match="the loss is nan in epoch 3: set a lower LEARNING_RATE"):
+        recorder.on_epoch_end(2, {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd"])
+def test_every_optimizer_trains(fit, optimizer):
+    fitted, _, _ = fit(optimizer=optimizer, learning_rate=1e-4)
+    assert np.isfinite(fitted.rows[0]["val_loss"])
+
+
+def test_focal_loss_and_label_smoothing_are_applied(fit):
+    plain, smooth, focal = (
+        fit(name, augment=False, **overrides)[0].rows[0]["loss"]
+        for name, overrides in (
+            ("plain", {}),
+            ("smooth", {"label_smoothing": 0.2}),
+            ("focal", {"loss": "categorical_focal_crossentropy"}),
+        )
+    )
+    assert len({plain, smooth, focal}) == 3
+    assert focal < plain
+
+
+def test_schedules(tiny):
+    settings = tiny(epochs=10, warmup_epochs=2, learning_rate=0.1)
+    cosine = training._learning_rate(settings, steps_per_epoch=5)
+    assert float(cosine(0)) == pytest.approx(0.001)
+    assert float(cosine(10)) == pytest.approx(0.1)
+    assert float(cosine(30)) == pytest.approx(0.1 * (0.99 * 0.5 + 0.01))
+    assert float(cosine(50)) == pytest.approx(0.001)
+    assert training._learning_rate(dataclasses.replace(settings, learning_rate_schedule="constant"), 5) == 0.1
+
+
+def test_plateau_divides_the_learning_rate(fit):
+    fitted, _, _ = fit(epochs=6, learning_rate_schedule="plateau", plateau_patience=1, plateau_factor=0.1,
+                       learning_rate=1e-8, early_stopping_patience=0)  # fmt: skip
+    rates = [row["learning_rate"] for row in fitted.rows]
+    assert rates[0] == pytest.approx(1e-8)
+    assert 0 < min(rates) < 1.1e-9
+
+
+def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):
+    splits = loader.load(tiny())
+    batches = training.Batches(splits.pool, splits.train, 32, seed=1)
+    first = np.concatenate([batches.order])
+    assert sorted(first) == sorted(splits.train)
+    images, targets = batches[len(batches) - 1]
+    assert len(images) == len(targets) == 192 % 32 or 32
+    np.testing.assert_array_equal(targets.argmax(axis=1), splits.pool.classes(batches.order[-len(images) :]))
+    batches.on_epoch_end()
+    assert (batches.order != first).any()
+    again = training.Batches(splits.pool, splits.train, 32, seed=1, epoch=1)
+    np.testing.assert_array_equal(again.order, batches.order)

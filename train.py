@@ -1,0 +1,78 @@
+"""Trains digit recognizers, exports them and measures every exported file."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import models
+from utils import console, quantization
+from utils import settings as settings_module
+from utils.errors import UserError
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"architectures: {', '.join(models.available())}")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--train", nargs="+", metavar="ARCHITECTURE", help="architectures to train, one or several")
+    what.add_argument("--train_all", action="store_true", help="train every architecture")
+    what.add_argument("--test_all_models", action="store_true", help="take every architecture through one epoch")
+    what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="finish a run that was broken off")
+    parser.add_argument("--use_tuner", action="store_true", help="search hyper-parameters first")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="architectures trained side by side")
+    parser.add_argument("--no_cleanup", action="store_true", help="keep checkpoints after the run")
+    console.add_common_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error("--jobs needs a number of at least 1")
+    if arguments.resume and arguments.set:
+        parser.error("--resume goes on with the settings the run was started with: leave --set out")
+    return arguments
+
+
+def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Settings]:
+    settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
+    quantization.check(settings)
+    if arguments.use_tuner:
+        raise UserError("--use_tuner is not built yet: leave it out")
+    if arguments.test_all_models:
+        return models.available(), dataclasses.replace(settings, epochs=1)
+    names = models.available() if arguments.train_all else arguments.train or [settings.model_architecture]
+    return [models.check(name) for name in dict.fromkeys(names)], settings
+
+
+def train(arguments: argparse.Namespace) -> int:
+    names, settings = choose(arguments)
+    console.set_up(arguments.debug)
+    from utils import loader
+
+    # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
+    splits = None if arguments.resume else loader.load(settings)
+    console.import_tensorflow(settings.gpu_memory_growth)
+    from utils import session
+
+    options = session.Options(arguments.no_cleanup, arguments.debug)
+    if arguments.resume:
+        outcomes = [session.resume(arguments.resume, options)]
+    elif min(arguments.jobs, len(names)) > 1:
+        outcomes = session.train_side_by_side(names, settings, options, arguments.jobs)
+    else:
+        outcomes = session.train(names, settings, options, splits)
+    print(session.summary(outcomes))
+    return int(any(outcome.results is None for outcome in outcomes))
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        return train(arguments)
+    except UserError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; go on with --resume RUN_DIR (the folder is in the log above)", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the entry scripts share. Layers and their order are described in README.md."""

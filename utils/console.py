@@ -1,0 +1,79 @@
+"""What the user sees while a command runs: log lines, progress bars, and silence from TensorFlow."""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+
+log = logging.getLogger(__name__)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every entry script has."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override a line of parameters.py; repeatable"
+    )
+    parser.add_argument("--debug", action="store_true", help="log more, TensorFlow's own log too")
+
+
+def set_up(debug: bool = False) -> None:
+    """Logs to stderr, level INFO (DEBUG with ``debug``); TensorFlow's own log only with ``debug``."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0" if debug else "3"
+    if debug:
+        for room in ("utils", "models", "tensorflow"):
+            logging.getLogger(room).setLevel(logging.DEBUG)
+
+
+def interactive() -> bool:
+    """True where a progress bar makes sense: stderr is a terminal."""
+    return sys.stderr.isatty()
+
+
+def progress(iterable: Iterable | None, description: str, total: int | None = None, unit: str = "img"):
+    """A tqdm bar over ``iterable``, shown on a terminal once the work has taken two seconds."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, description, total, unit=unit, delay=2, leave=False, disable=not interactive())
+
+
+@contextlib.contextmanager
+def quiet_native() -> Iterator[None]:
+    """Keeps what native code writes to stderr back, and logs it if the block raises.
+
+    TensorFlow's start-up and converter lines ignore every log level, so the file descriptor itself is turned aside.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            kept.seek(0)
+            log.error("%s", kept.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
+    """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used."""
+    with quiet_native():
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        if memory_growth:
+            for device in tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.set_memory_growth(device, True)
+    tf.get_logger().setLevel("INFO" if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else "ERROR")

@@ -1,0 +1,82 @@
+"""Label grammar: from the texts people write on digit pictures to tenths of a digit wheel's turn and to classes."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+NB_TENTHS = 100
+
+# Digits are spelled [0-9] because \d also takes other scripts' digits.
+_VALUE = re.compile(r"([0-9])(?:\.([0-9]+)(?:\.[0-9]+)?)?")
+# 10 and 10.0 are the "not a number" class of older collections; AI-on-the-edge files rejects as 100 + value.
+_NOT_READABLE = re.compile(r"n|nan|\?|n\.n|10(?:\.0)?|10[0-9]\.[0-9]+", re.IGNORECASE)
+_EXTENSION = re.compile(r"\.[a-z][a-z0-9]*$", re.IGNORECASE)
+
+
+class LabelError(ValueError):
+    """A text is neither a label nor one of the "not readable" marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a picture shows: tenths 0..99 (34 is 3.4), and whether the text named a tenth ("3.0") or a digit ("3")."""
+
+    tenths: int
+    has_tenth: bool
+
+
+def parse(text: str) -> Label | None:
+    """Read one label: "3.4", "3" (= 3.0), "2.1.0" (= 2.1), longer decimals rounded half up to a tenth on the ring.
+
+    Returns None for the marks of an unreadable picture (N, NaN, ?, N.N, 10, 10.0, 103.4); raises LabelError otherwise.
+    """
+    text = text.strip()
+    value = _VALUE.fullmatch(text)
+    if value is None:
+        if _NOT_READABLE.fullmatch(text):
+            return None
+        raise LabelError(
+            f"label {text!r} is not understood; accepted are a digit (3), a digit with tenths (3.4) "
+            "and, for a picture nobody can read, N, NaN, ? or 10"
+        )
+    digit, decimals = int(value[1]), value[2] or ""
+    # Decided on the written digits: as a binary float 0.15 would lie below the half.
+    tenths = 10 * digit + int(decimals[:1] or "0") + (decimals[1:2] >= "5")
+    return Label(tenths % NB_TENTHS, bool(decimals))
+
+
+def parse_file_name(name: str) -> Label | None:
+    """Read the label in front of the first "_" of a file's name ("3.4_kitchen.jpg", "3.4.jpg"); see parse."""
+    return parse(_EXTENSION.sub("", name).split("_", 1)[0])
+
+
+def to_classes(tenths: np.ndarray, nb_classes: int) -> np.ndarray:
+    """Class numbers (int64, same shape) of tenths 0..99: 100 classes are the tenths, 10 classes the nearest digit.
+
+    x.5 counts as the next digit, from 9.5 on as 0. Raises ValueError for another number of classes.
+    """
+    tenths = np.asarray(tenths, dtype=np.int64)
+    _check_nb_classes(nb_classes)
+    return tenths if nb_classes == NB_TENTHS else (tenths + 5) // 10 % 10
+
+
+def class_names(nb_classes: int) -> list[str]:
+    """Names of the classes in order: "0".."9" for 10, "0.0".."9.9" for 100; ValueError for another number."""
+    _check_nb_classes(nb_classes)
+    if nb_classes == NB_TENTHS:
+        return [f"{tenths // 10}.{tenths % 10}" for tenths in range(NB_TENTHS)]
+    return [str(digit) for digit in range(nb_classes)]
+
+
+def ring_distance(a: np.ndarray | float, b: np.ndarray | float, period: float) -> np.ndarray:
+    """Elementwise distance of a and b (broadcast) on a ring of the given period: 9.9 and 0.0 are 0.1 apart."""
+    # Unsigned numbers would wrap around in the subtraction, narrow ones overflow.
+    a, b = (value.astype(np.int64) if value.dtype.kind in "iub" else value for value in map(np.asarray, (a, b)))
+    distance = np.abs(a - b) % period
+    return np.minimum(distance, period - distance)
+
+
+def _check_nb_classes(nb_classes: int) -> None:
+    if nb_classes not in (10, NB_TENTHS):
+        raise ValueError(f"number of classes is {nb_classes}; only 10 (digits) and 100 (tenths) exist")

@@ -1,0 +1,250 @@
+"""Reads every source, splits without leaks, then weights the training part."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import labels, readers, sources, splitting, twins
+from utils.errors import UserError
+from utils.settings import Settings
+from utils.sources import DataSource, SourceData
+
+log = logging.getLogger(__name__)
+
+
+class DataError(UserError):
+    """The pictures as a whole can't be trained on. The message says what to change."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All pictures of all sources under one numbering; pixels stay in their sources' arrays.
+
+    ``tenths`` (N,) int16 labels 0..99; ``source_ids`` (N,) index into ``source_names``; ``meter_ids`` (N,) index into
+    ``meter_names`` (``source/meter``); ``files`` (N) path of each picture below its source.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    tenths: np.ndarray
+    source_ids: np.ndarray
+    source_names: tuple[str, ...]
+    meter_ids: np.ndarray
+    meter_names: tuple[str, ...]
+    files: tuple[str, ...]
+    nb_classes: int
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Pixels of the given pictures, ``(len(indices), H, W, C)`` uint8."""
+        out = np.empty((len(indices), *self.arrays[0].shape[1:]), np.uint8)
+        start = 0
+        for array in self.arrays:
+            mine = (indices >= start) & (indices < start + len(array))
+            out[mine] = array[indices[mine] - start]
+            start += len(array)
+        return out
+
+    def classes(self, indices: np.ndarray) -> np.ndarray:
+        """Class numbers of the given pictures, ``(len(indices),)``."""
+        return labels.to_classes(self.tenths[indices], self.nb_classes)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which picture of the pool serves what.
+
+    ``train`` and ``validation`` are indices into the pool, ``train`` weighted (pictures repeated or left out);
+    ``measured`` maps each test set (``"test"``, then the ``TEST_SOURCES`` by name) to indices. ``facts`` describes the
+    data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or the split does.
+    """
+
+    pool: Pool
+    train: np.ndarray
+    validation: np.ndarray
+    measured: dict[str, np.ndarray]
+    facts: dict
+    fingerprint: str
+
+
+def load(settings: Settings) -> Splits:
+    """Reads ``DATA_SOURCES`` and ``TEST_SOURCES``, splits the former, weights its training part.
+
+    Raises:
+        SourceError: a source is missing, empty or damaged.
+        DataError: the split leaves a part empty, or fewer than two classes to train.
+    """
+    used, tested = _parse(settings)
+    read = [
+        readers.read(source, *settings.input_shape, nb_classes=settings.nb_classes, seed=settings.seed)
+        for source in (*used, *tested)
+    ]
+    pool = _pool(read, settings.nb_classes)
+    own = np.flatnonzero(pool.source_ids < len(used))
+    held = np.flatnonzero(pool.source_ids >= len(used))
+    exact = twins.exact_groups(_all_images(pool))
+    clusters = exact if settings.split_by == "image" else twins.twin_clusters(_all_images(pool))
+    parts = _split(pool, own, clusters, settings)
+    train, validation, left_out = splitting.without_twins(parts, held, clusters, careless=settings.split_by == "image")
+    measured = {"test": parts["test"]} if len(parts["test"]) else {}
+    measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
+    _check_parts(pool, train, validation, measured, settings)
+    weighted = _weight(pool, train, used, settings.seed)
+    facts = {
+        "split_by": settings.split_by,
+        "sources": _source_facts(pool, read, (train, weighted, validation, measured)),
+        "training_pictures": len(weighted),
+        "validation_pictures": len(validation),
+        "left_out_as_twins_of_measured_pictures": left_out,
+        "exact_duplicates": int(len(exact) - len(np.unique(exact))),
+        "identical_pictures_with_two_labels": _conflicts(pool, exact),
+        "classes_without_training_picture": _missing_classes(pool, train),
+    }
+    _log_facts(facts)
+    return Splits(pool, weighted, validation, measured, facts, _fingerprint(pool, weighted, validation, measured))
+
+
+def calibration_images(splits: Splits, count: int, seed: int) -> np.ndarray:
+    """Training pictures drawn evenly over classes and, within a class, over meters: ``(<= count, H, W, C)`` uint8."""
+    rng = np.random.default_rng(seed)
+    indices = np.unique(splits.train)
+    classes = splits.pool.classes(indices)
+    cell = classes.astype(np.int64) * len(splits.pool.meter_names) + splits.pool.meter_ids[indices]
+    turn_of_meter = splitting.rank_within(cell, rng.random(len(indices)))
+    turn_of_class = splitting.rank_within(classes, turn_of_meter + rng.random(len(indices)))
+    chosen = np.argsort(turn_of_class + rng.random(len(indices)), kind="stable")[:count]
+    return splits.pool.images(indices[chosen])
+
+
+def _parse(settings: Settings) -> tuple[list[DataSource], list[DataSource]]:
+    used = [source for source in sources.parse_sources(settings.data_sources, "DATA_SOURCES") if source.weight > 0]
+    tested = list(sources.parse_sources(settings.test_sources, "TEST_SOURCES"))
+    if not used:
+        raise DataError("every source in DATA_SOURCES has weight 0: nothing is left to train on")
+    trained_on = {source.path.resolve(): source.name for source in used if source.path}
+    for source in tested:
+        if source.path and source.path.resolve() in trained_on:
+            other = trained_on[source.path.resolve()]
+            raise DataError(
+                f"TEST_SOURCES {source.name!r} is the folder of DATA_SOURCES {other!r}: remove it from one of them"
+            )
+        if source.name == "test" or source.name in {other.name for other in used}:
+            raise DataError(f"TEST_SOURCES {source.name!r}: the name is taken, choose another")
+    return used, tested
+
+
+def _pool(read: list[SourceData], nb_classes: int) -> Pool:
+    names = [f"{data.name}/{meter}" if meter != data.name else meter for data in read for meter in data.meters]
+    starts = np.cumsum([0, *(len(data.meters) for data in read)])
+    return Pool(
+        arrays=tuple(data.images for data in read),
+        tenths=np.concatenate([data.tenths for data in read]),
+        source_ids=np.repeat(np.arange(len(read)), [len(data.images) for data in read]),
+        source_names=tuple(data.name for data in read),
+        meter_ids=np.concatenate([data.meter_ids + start for data, start in zip(read, starts, strict=False)]),
+        meter_names=tuple(names),
+        files=tuple(file for data in read for file in data.files),
+        nb_classes=nb_classes,
+    )
+
+
+def _all_images(pool: Pool) -> np.ndarray:
+    return pool.arrays[0] if len(pool.arrays) == 1 else np.concatenate(pool.arrays)
+
+
+def _split(pool: Pool, own: np.ndarray, clusters: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
+    by = {"cluster": clusters, "meter": pool.meter_ids, "image": np.arange(len(pool.tenths))}[settings.split_by]
+    # Whole meters can't be halved, so "meter" splits all sources at once; otherwise each source gives its share.
+    strata = np.zeros(len(own), int) if settings.split_by == "meter" else pool.source_ids[own]
+    shares = {"test": settings.test_share, "validation": settings.validation_share}
+    parts = splitting.assign(by[own], strata, pool.classes(own), shares, np.random.default_rng(settings.seed))
+    return {name: own[members] for name, members in parts.items()}
+
+
+def _check_parts(
+    pool: Pool, train: np.ndarray, validation: np.ndarray, measured: dict[str, np.ndarray], settings: Settings
+) -> None:
+    empty = [name for name, part in (("training", train), ("validation", validation)) if not len(part)]
+    if settings.test_share and "test" not in measured:
+        empty.append("test")
+    if empty:
+        raise DataError(
+            f"no picture left for {' and '.join(empty)} (SPLIT_BY = {settings.split_by!r}, {len(pool.tenths)} pictures,"
+            f" {len(pool.meter_names)} meters): add pictures or change SPLIT_BY, VALIDATION_SHARE or TEST_SHARE"
+        )
+    if len(np.unique(pool.classes(train))) < 2:
+        raise DataError("all training pictures have the same label: a network needs at least two classes")
+
+
+def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], seed: int) -> np.ndarray:
+    # After the split, so that no repeat leaks into validation or test.
+    rng = np.random.default_rng(seed + 1)
+    parts = []
+    for number, source in enumerate(used):
+        mine = rng.permutation(train[pool.source_ids[train] == number])
+        repeats, rest = divmod(round(source.weight * len(mine)), max(len(mine), 1))
+        parts += [np.tile(mine, repeats), mine[:rest]]
+    weighted = np.sort(np.concatenate(parts))
+    if not len(weighted):
+        raise DataError("the weights in DATA_SOURCES leave no training picture: raise a weight")
+    return weighted
+
+
+def _source_facts(pool: Pool, read: list[SourceData], parts: tuple) -> list[dict]:
+    train, weighted, validation, measured = parts
+    facts = []
+    for number, data in enumerate(read):
+        count = {
+            "training": train,
+            "training_weighted": weighted,
+            "validation": validation,
+            "measured": np.concatenate(list(measured.values())),
+        }
+        count = {name: int((pool.source_ids[part] == number).sum()) for name, part in count.items()}
+        facts.append({"name": data.name, "pictures": len(data.images), **count, "skipped": data.skipped})
+    return facts
+
+
+def _conflicts(pool: Pool, exact: np.ndarray) -> dict:
+    """Identical pictures with different labels: how many groups, and the first few by name."""
+    order = np.argsort(exact, kind="stable")
+    same = (exact[order][1:] == exact[order][:-1]) & (pool.tenths[order][1:] != pool.tenths[order][:-1])
+    pairs = np.flatnonzero(same)
+    examples = [[_describe(pool, order[i]), _describe(pool, order[i + 1])] for i in pairs[:5]]
+    return {"groups": len(np.unique(exact[order[pairs]])), "examples": examples}
+
+
+def _describe(pool: Pool, index: int) -> str:
+    source = pool.source_names[pool.source_ids[index]]
+    return f"{source}: {pool.files[index]} ({pool.tenths[index] / 10:.1f})"
+
+
+def _missing_classes(pool: Pool, train: np.ndarray) -> list[str]:
+    present = set(pool.classes(train).tolist())
+    return [name for number, name in enumerate(labels.class_names(pool.nb_classes)) if number not in present]
+
+
+def _log_facts(facts: dict) -> None:
+    for source in facts["sources"]:
+        share = source["training_weighted"] / facts["training_pictures"]
+        skipped = ", ".join(f"{count} {reason}" for reason, count in source["skipped"].items()) or "none"
+        log.info(
+            "source %s: %d pictures, %d to train (%d after weighting, %.0f %% of the epoch), %d to validate, "
+            "%d to measure; skipped: %s",
+            *(source["name"], source["pictures"], source["training"], source["training_weighted"], 100 * share),
+            *(source["validation"], source["measured"], skipped),
+        )
+    if left_out := facts["left_out_as_twins_of_measured_pictures"]:
+        log.info("%d pictures left out of training: twins of pictures that are measured on", left_out)
+    if (conflicts := facts["identical_pictures_with_two_labels"])["groups"]:
+        first = " and ".join(conflicts["examples"][0])
+        log.warning("%d identical pictures have two labels, for example %s", conflicts["groups"], first)
+    if missing := facts["classes_without_training_picture"]:
+        log.warning("no training picture of %s: these can't be learnt", ", ".join(missing))
+
+
+def _fingerprint(pool: Pool, train: np.ndarray, validation: np.ndarray, measured: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in (*pool.arrays, pool.tenths, train, validation, *measured.values()):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

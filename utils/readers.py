@@ -1,0 +1,256 @@
+"""Reads a data source into one array of pictures with labels and meters."""
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils import labels, pictures, synthetic
+from utils.labels import Label, LabelError
+from utils.pictures import EXTENSIONS, File, Shape
+from utils.sources import DataSource, SourceData, SourceError
+
+log = logging.getLogger(__name__)
+
+NOT_READABLE = "not readable"
+BAD_LABEL = "bad label"
+MISSING = "missing picture"
+
+
+class _Entry(NamedTuple):
+    file: File
+    label: Label | None
+    meter: str
+
+
+class _Problem(NamedTuple):
+    where: str  # file, or label file and line
+    reason: str  # the kind that is counted
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}: {self.detail}"
+
+
+_Found = Iterator[_Entry | _Problem]
+
+
+def read(source: DataSource, height: int, width: int, channels: int, nb_classes: int, seed: int) -> SourceData:
+    """Reads or draws all pictures of a source in the given size (pixels), 3 channels as RGB or 1 as grey.
+
+    Unreadable labels are left out. Damaged entries are, too, with a warning, if they are under 1 %.
+    ``seed`` is for synthetic pictures.
+
+    Raises:
+        SourceError: the source is missing, empty, damaged to 1 % or more, reaches out of its folder, contradicts
+            itself, or lacks the tenths that 100 classes need.
+    """
+    shape = (height, width, channels)
+    return _draw(source, shape, seed) if source.type == "synthetic" else _read_folder(source, shape, nb_classes)
+
+
+def _draw(source: DataSource, shape: Shape, seed: int) -> SourceData:
+    drawn = synthetic.draw(source.count, seed, shape[0], shape[1], source.system_fonts)
+    images = drawn.images
+    if shape[2] == 1:
+        # One tall picture, as OpenCV converts one at a time.
+        images = cv2.cvtColor(images.reshape(-1, shape[1], 3), cv2.COLOR_RGB2GRAY).reshape(-1, *shape)
+    files = tuple(f"synthetic/{number:06d}" for number in range(len(images)))
+    ids = drawn.typeface_ids.astype(np.int32)
+    return SourceData(source.name, images, drawn.tenths, tuple(drawn.typefaces), ids, files, {})
+
+
+def _read_folder(source: DataSource, shape: Shape, nb_classes: int) -> SourceData:
+    if not source.path.exists():
+        raise _error(source, f"folder {source.path} not found; {_mend(source)}")
+    if not source.path.is_dir():
+        raise _error(source, f"{source.path} is a file, a folder is needed; {_mend(source)}")
+    root = os.path.abspath(source.path)
+    found = list(LISTERS[source.type](source, root))
+    if not found:
+        raise _error(source, f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}; {_mend(source)}")
+    problems = [one for one in found if isinstance(one, _Problem)]
+    _judge(source, problems, len(found))
+    entries = [one for one in found if isinstance(one, _Entry)]
+    usable = [entry for entry in entries if entry.label]
+    not_readable = len(entries) - len(usable)
+    if not usable:
+        raise _error(source, f'every one of its {len(found)} pictures is labelled "not readable"; {_mend(source)}')
+    _check_tenths(source, usable, nb_classes)
+    images, failures = pictures.load(source.name, root, [entry.file for entry in usable], shape)
+    if failures:
+        problems += [_Problem(usable[i].file.name, *failure) for i, failure in failures.items()]
+        _judge(source, problems, len(found))
+        kept = np.setdiff1d(np.arange(len(usable)), list(failures))
+        images, usable = images[kept], [usable[i] for i in kept]
+    if problems:
+        share = f"{len(problems)} of {len(found)}"
+        log.warning("data source '%s': %s skipped, first: %s", source.name, share, problems[0])
+    meters = sorted({entry.meter for entry in usable})
+    ids = {meter: number for number, meter in enumerate(meters)}
+    return SourceData(
+        name=source.name,
+        images=images,
+        tenths=np.array([entry.label.tenths for entry in usable], np.int16),
+        meters=tuple(meters),
+        meter_ids=np.array([ids[entry.meter] for entry in usable], np.int32),
+        files=tuple(entry.file.name for entry in usable),
+        skipped=dict(Counter([problem.reason for problem in problems] + [NOT_READABLE] * not_readable)),
+    )
+
+
+def _error(source: DataSource, text: str) -> SourceError:
+    return SourceError(f"data source '{source.name}': {text}")
+
+
+def _mend(source: DataSource, key: str = "path") -> str:
+    return f'mend its "{key}" in {source.parameter} in parameters.py'
+
+
+def _judge(source: DataSource, problems: list[_Problem], total: int) -> None:
+    if problems and 100 * len(problems) >= total:
+        share = f"{len(problems)} of {total} entries are unusable (under 1 % would be skipped)"
+        examples = "; ".join(map(str, problems[:3]))
+        raise _error(source, f"{share}: {examples}. Correct or remove them, or {_mend(source)}")
+
+
+def _check_tenths(source: DataSource, entries: list[_Entry], nb_classes: int) -> None:
+    if nb_classes == 100 and not source.whole_digits and not any(entry.label.has_tenth for entry in entries):
+        raise _error(
+            source,
+            f"none of its {len(entries)} labels has a tenth (3.0), all are digits (3). If the display only ever shows "
+            f'whole digits (LCD), add "whole_digits": True to it in {source.parameter} in parameters.py; '
+            "otherwise these pictures can only train NB_CLASSES = 10",
+        )
+
+
+def _labelled(file: File, meter: str, where: str, text: str, parse: Callable = labels.parse) -> _Entry | _Problem:
+    try:
+        return _Entry(file, parse(text), meter)
+    except LabelError as error:
+        return _Problem(where, BAD_LABEL, str(error))
+
+
+def _list_by_name(source: DataSource, root: str) -> _Found:
+    for file in _walked(source, root):
+        folder, _, name = file.name.rpartition("/")
+        yield _labelled(file, folder or source.name, file.name, name, labels.parse_file_name)
+
+
+def _list_by_folder(source: DataSource, root: str) -> _Found:
+    files = _walked(source, root)
+    parents = [file.name.rpartition("/")[0].rpartition("/") for file in files]
+    folders = {folder for _, _, folder in parents}
+    # 34/ can only be a class number; then 7/ beside it is class 7 (0.7), not the digit 7.
+    numbered = any(re.fullmatch("[1-9][0-9]", name) for name in folders) and not any("." in name for name in folders)
+    if numbered:
+        log.info("data source '%s': folder names are class numbers of 100 (34/ is 3.4, 7/ is 0.7)", source.name)
+    for file, (meter, _, folder) in zip(files, parents, strict=True):
+        text = ".".join(folder.zfill(2)) if numbered and re.fullmatch("[0-9]{1,2}", folder) else folder
+        yield _labelled(file, meter or source.name, file.name, text)
+
+
+def _walked(source: DataSource, root: str) -> list[File]:
+    try:
+        return sorted(_scan(root, "", set()))
+    except OSError as error:
+        raise _error(source, f"folder can't be listed: {error}; mend its permissions or {_mend(source)}") from error
+
+
+def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
+    """All pictures below a folder; hidden names are left out, each folder is entered once (links may form loops)."""
+    status = os.stat(os.path.join(root, below))
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(os.path.join(root, below)) as found:
+        visible = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
+    for item in visible:
+        name = below + item.name
+        if item.is_dir():
+            yield from _scan(root, f"{name}/", seen)
+        elif name.lower().endswith(EXTENSIONS) and (item.is_file() or item.is_symlink()):
+            try:
+                status = item.stat()
+            except OSError:
+                # A link to nowhere: decoding it will fail and be reported.
+                yield File(name, -1, 0)
+            else:
+                yield File(name, status.st_size, status.st_mtime_ns)
+
+
+def _list_by_label_file(source: DataSource, root: str) -> _Found:
+    # Resolving is slow, and there are far fewer folders than pictures.
+    resolve = functools.cache(os.path.realpath)
+    first: dict[str, tuple[int, str, int | None]] = {}
+    for number, name, label in _lines(source, root):
+        where = f"{source.labels} line {number}"
+        # No file can be called \0, not even to find out where it lies.
+        file = None if "\0" in name else _locate(source, root, where, name, resolve)
+        if file is None:
+            yield _Problem(where, MISSING, f"{name} is neither beside it nor in images/")
+            continue
+        folder = file.name.removeprefix("images/").rpartition("/")[0]
+        found = _labelled(file, folder or source.name, where, label)
+        if isinstance(found, _Entry):
+            tenths = found.label and found.label.tenths
+            earlier, other, other_tenths = first.setdefault(file.name, (number, label, tenths))
+            if tenths != other_tenths:
+                two = f"{other!r} in line {earlier} and {label!r} in line {number}"
+                raise _error(source, f"{source.labels} gives {file.name} two labels: {two}; remove one")
+            if earlier != number:
+                continue
+        yield found
+
+
+def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
+    """Number, picture's name and label of each line that is neither empty nor a comment."""
+    place = os.path.join(root, source.labels)
+    try:
+        data = Path(place).read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise _error(source, f"{source.labels} line {number} is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        hint = _mend(source, "labels")
+        raise _error(source, f"label file {place} can't be read ({error.strerror}); {hint}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            name, label = (*line.rsplit(None, 1), "")[:2]
+            yield number, name.replace("\\", "/"), label
+
+
+def _locate(source: DataSource, root: str, where: str, named: str, resolve: Callable[[str], str]) -> File | None:
+    """The picture a line names, None if there is none; SourceError for every way out of the source's folder."""
+    for folder in dict.fromkeys((os.path.dirname(source.labels), "images")):
+        name = os.path.normpath(os.path.join(folder, named)).replace(os.sep, "/")
+        above, last = os.path.split(os.path.join(root, name))
+        place = os.path.join(resolve(above), last)
+        real = os.path.realpath(place) if os.path.islink(place) else place
+        inside = os.path.join(real, "").startswith(os.path.join(resolve(root), ""))
+        if os.path.isabs(named) or name.split("/")[0] == ".." or not inside:
+            mend = "copy the picture into it and name it from there"
+            raise _error(source, f"{where}: {named} lies outside the folder {source.path}; {mend}")
+        with contextlib.suppress(OSError):
+            status = os.stat(place)
+            if stat.S_ISREG(status.st_mode):
+                return File(name, status.st_size, status.st_mtime_ns)
+    return None
+
+
+LISTERS: dict[str, Callable[[DataSource, str], _Found]] = {
+    "filename": _list_by_name,
+    "label_file": _list_by_label_file,
+    "folder_structure": _list_by_folder,
+}

@@ -1,0 +1,126 @@
+"""What a person looks at after a run: plots, a sheet of the worst errors, the final table."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from utils import labels, runs
+
+SHEET_COLUMNS = 10
+SHEET_ROWS = 5
+SCORE_TITLES = {"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"}
+
+
+def training_history(path: Path, rows: list[dict[str, float]], best_epoch: int) -> None:
+    """Loss, accuracy and learning rate over the epochs as a PNG; the best epoch is marked."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    panels = (("loss", ("loss", "val_loss")), ("accuracy", ("accuracy", "val_accuracy")), ("learning rate", ()))
+    epochs = [row["epoch"] for row in rows]
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
+        for name in names or ("learning_rate",):
+            label = "validation" if name.startswith("val_") else "training"
+            axes.plot(epochs, [row[name] for row in rows], marker=".", label=label if names else None)
+        axes.axvline(best_epoch, color="grey", linestyle="--", label=f"best epoch {best_epoch}")
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(figure, path)
+
+
+def confusion_matrix(path: Path, true: np.ndarray, predicted: np.ndarray, nb_classes: int, title: str) -> None:
+    """Number of pictures of each true class (row) read as each class (column), as a PNG."""
+    matrix = np.zeros((nb_classes, nb_classes), int)
+    np.add.at(matrix, (true, predicted), 1)
+    names = labels.class_names(nb_classes)
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.ma.masked_equal(matrix, 0), norm=LogNorm(1, max(2, matrix.max())), cmap="viridis")
+    step = nb_classes // 10
+    axes.set_xticks(range(0, nb_classes, step), names[::step])
+    axes.set_yticks(range(0, nb_classes, step), names[::step])
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    if nb_classes == 10:
+        for row, column in np.argwhere(matrix):
+            color = "black" if matrix[row, column] > matrix.max() / 4 else "white"
+            axes.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontweight="bold")
+    figure.colorbar(image, label="pictures", shrink=0.8)
+    _save(figure, path)
+
+
+def worst_predictions(
+    path: Path, images: np.ndarray, true: np.ndarray, logits: np.ndarray, nb_classes: int, title: str
+) -> None:
+    """The errors of which the model was surest, as a PNG sheet with true and predicted label and confidence.
+
+    With 100 classes only readings more than a tenth off count as errors, since people disagree by a tenth.
+
+    Args:
+        path: of the PNG.
+        images: ``(N, H, W, C)`` uint8.
+        true: class numbers ``(N,)``.
+        logits: ``(N, nb_classes)``.
+        nb_classes: 10 or 100.
+        title: printed above the sheet.
+    """
+    predicted, confidence = logits.argmax(axis=1), _confidence(logits)
+    distance = labels.ring_distance(predicted, true, nb_classes)
+    wrong = np.flatnonzero(distance > (1 if nb_classes == 100 else 0))
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHEET_COLUMNS * SHEET_ROWS]
+    rows = max(1, math.ceil(len(shown) / SHEET_COLUMNS))
+    figure = Figure(figsize=(1.2 * SHEET_COLUMNS, 0.6 + 2.3 * rows), layout="constrained")
+    figure.suptitle(f"{title}: {len(wrong)} of {len(true)} pictures wrong" + (", surest first" if len(shown) else ""))
+    names = labels.class_names(nb_classes)
+    for number, axes in enumerate(figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat):
+        axes.axis("off")
+        if number < len(shown):
+            index = shown[number]
+            axes.imshow(_rgb(images[index]))
+            text = f"true {names[true[index]]}\nread {names[predicted[index]]}\n{confidence[index]:.0%}"
+            axes.set_title(text, fontsize=8)
+    _save(figure, path)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Text table: the first row is the heading, columns are as wide as needed, numbers stand at the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def result_rows(results: dict) -> list[list[str]]:
+    """Rows of one run for :func:`table`, one for each file and test set; columns as in :func:`heading`."""
+    rows = []
+    for file, entry in results["files"].items():
+        for test_set, scores in entry["sets"].items():
+            shown = [f"{scores[name]:.4f}" if name in scores else "-" for name in (*SCORE_TITLES, "agreement")]
+            counts = [f"{entry['bytes'] / 1024:.1f}", str(scores["n"])]
+            rows.append([results["architecture"], file, test_set, *counts, *shown])
+    return rows
+
+
+def heading() -> list[str]:
+    """Column titles for :func:`table`."""
+    return ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "agrees with Keras"]
+
+
+def _confidence(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return 1 / shifted.sum(axis=1)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return image if image.shape[-1] == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    runs.write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))

@@ -1,0 +1,119 @@
+"""The run folder: its name, its exclusive creation, its settings, and files that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from utils import settings as settings_module
+from utils.errors import UserError
+from utils.settings import Settings
+
+SETTINGS_FILE = "settings.json"
+RESULTS_FILE = "results.json"
+BEST_MODEL_FILE = "best_model.keras"
+CHECKPOINT_FOLDER = "checkpoints"
+LOCK_FILE = ".lock"
+PARTIAL_PREFIX = ".partial-"
+
+
+class RunError(UserError):
+    """A run folder can't be made or resumed. The message names the folder and what to do."""
+
+
+def name(architecture: str, settings: Settings, mode: str, stamp: str) -> str:
+    """``cnn32_10cls_GRAY_PTQ_20250131-180000``; ``mode`` is FLOAT, PTQ or QAT."""
+    color = "GRAY" if settings.input_channels == 1 else "RGB"
+    return f"{architecture}_{settings.nb_classes}cls_{color}_{mode}_{stamp}"
+
+
+def create(architecture: str, settings: Settings, mode: str) -> Path:
+    """Makes a new run folder that no other process has; a taken name gets ``-2``, ``-3`` ...
+
+    Raises:
+        RunError: ``OUTPUT_DIR`` can't be written to.
+    """
+    stem = name(architecture, settings, mode, time.strftime("%Y%m%d-%H%M%S"))
+    try:
+        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 10_000):
+            folder = Path(settings.output_dir) / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise RunError(f"OUTPUT_DIR {settings.output_dir}: cannot make a folder there ({error.strerror})") from error
+    raise RunError(f"OUTPUT_DIR {settings.output_dir}: no free name like {stem}")
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Locks a run folder against other processes while the block runs or until the process ends.
+
+    Raises:
+        RunError: another process works in it.
+    """
+    lock = FileLock(run_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{run_dir}: another process is working in this run folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """Lets ``writer`` fill a temporary file, then renames it to ``path``: a reader never sees half a file."""
+    partial = path.with_name(PARTIAL_PREFIX + path.name)
+    try:
+        writer(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON through :func:`write`."""
+    write(path, lambda partial: partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n"))
+
+
+def save_settings(run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str) -> None:
+    """Writes ``settings.json``: every parameter, and what ``--resume`` must find again."""
+    identity = {"architecture": architecture, "data_fingerprint": data_fingerprint}
+    write_json(run_dir / SETTINGS_FILE, {**identity, "settings": json.loads(settings_module.to_json(settings))})
+
+
+def read_settings(run_dir: Path) -> tuple[Settings, str, str]:
+    """Settings, architecture and data fingerprint of an unfinished run.
+
+    Raises:
+        RunError: no run folder, a finished run, or a damaged ``settings.json``.
+    """
+    path = run_dir / SETTINGS_FILE
+    if not path.is_file():
+        raise RunError(f"{run_dir}: no run folder to resume ({SETTINGS_FILE} is missing)")
+    if (run_dir / RESULTS_FILE).is_file():
+        raise RunError(f"{run_dir}: this run is finished, there is nothing to resume")
+    try:
+        saved = json.loads(path.read_text())
+        settings = settings_module.from_dict(saved["settings"])
+        return settings, saved["architecture"], saved["data_fingerprint"]
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: not the settings of a run of this version ({error})") from error
+
+
+def clean_up(run_dir: Path, keep_checkpoints: bool) -> None:
+    """Removes what only an unfinished run needs."""
+    if not keep_checkpoints:
+        shutil.rmtree(run_dir / CHECKPOINT_FOLDER, ignore_errors=True)

@@ -1,0 +1,205 @@
+"""The one sequence every model goes through: folder, fit, export, score, report."""
+
+import concurrent.futures
+import dataclasses
+import logging
+import multiprocessing
+import os
+import time
+import traceback
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import models
+from utils import complexity, console, evaluation, export, loader, quantization, report, runs, training
+from utils.errors import UserError
+from utils.loader import Splits
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How one run ended: ``results`` is what ``results.json`` holds, or None and ``error`` says why."""
+
+    architecture: str
+    run_dir: Path | None
+    results: dict | None
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says about a run besides the settings."""
+
+    keep_checkpoints: bool = False
+    debug: bool = False
+
+
+def train(names: list[str], settings: Settings, options: Options, splits: Splits) -> list[Outcome]:
+    """Trains architectures one after the other on the same data; one that fails does not stop the others."""
+    return [_attempt(name, settings, options, splits) for name in names]
+
+
+def train_side_by_side(names: list[str], settings: Settings, options: Options, jobs: int) -> list[Outcome]:
+    """Like :func:`train`, ``jobs`` at a time, each in a process of its own that reads the (cached) data itself."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def one(name: str) -> Outcome:
+        # A pool of its own for each, since a process that dies breaks its whole pool.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
+            try:
+                return process.submit(_in_process, name, settings, options, threads).result()
+            except concurrent.futures.process.BrokenProcessPool:
+                return Outcome(name, None, None, "its process ended without a word (out of memory?)")
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(one, names))
+
+
+def resume(run_dir: Path, options: Options) -> Outcome:
+    """Finishes a run that was broken off, from its last checkpoint, with the settings it was started with.
+
+    Raises:
+        RunError: no unfinished run there, or another process is at it.
+        DataError: the pictures are not those the run was started with.
+    """
+    settings, name, fingerprint = runs.read_settings(run_dir)
+    splits = loader.load(settings)
+    if splits.fingerprint != fingerprint:
+        raise loader.DataError(f"{run_dir}: the pictures or labels have changed since this run was started; start anew")
+    return _attempt(name, settings, options, splits, run_dir)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """The final table of all runs, failed ones with the reason."""
+    rows = [report.heading()]
+    notes = []
+    for outcome in outcomes:
+        if outcome.results is None:
+            rows.append([outcome.architecture, "FAILED", *["-"] * (len(rows[0]) - 2)])
+            notes.append(f"{outcome.architecture} FAILED: {outcome.error}")
+        else:
+            rows += report.result_rows(outcome.results)
+            size = f"{outcome.results['parameters']:,} parameters"
+            work = f"{outcome.results['multiply_accumulates']:,} multiply-accumulates"
+            notes.append(f"{outcome.architecture}: {size}, {work}, in {outcome.run_dir}")
+    return "\n".join([report.table(rows), "", *notes])
+
+
+def _in_process(name: str, settings: Settings, options: Options, threads: int) -> Outcome:
+    console.set_up(options.debug)
+    console.import_tensorflow(settings.gpu_memory_growth, threads)
+    return _attempt(name, settings, options, loader.load(settings))
+
+
+def _attempt(name: str, settings: Settings, options: Options, splits: Splits, run_dir: Path | None = None) -> Outcome:
+    try:
+        return _run(models.get(name), settings, options, splits, run_dir)
+    except UserError as error:
+        log.error("%s: %s", name, error)
+        return Outcome(name, run_dir, None, str(error))
+    except Exception as error:
+        # One model of a list must not take the others with it; the traceback tells what happened.
+        log.error("%s failed:\n%s", name, traceback.format_exc())
+        return Outcome(name, run_dir, None, f"{type(error).__name__}: {error}")
+
+
+def _run(
+    architecture: models.Architecture, settings: Settings, options: Options, splits: Splits, run_dir: Path | None
+) -> Outcome:
+    mode = quantization.resolve(settings, architecture.name, architecture.quantizable)
+    started = time.monotonic()
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(settings.seed)
+    model = architecture.build(settings.input_shape, settings.nb_classes)
+    if run_dir is None:
+        run_dir = runs.create(architecture.name, settings, mode.label)
+        runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint)
+    with runs.hold(run_dir):
+        log.info("training %s in %s", architecture.name, run_dir)
+        fitted = training.fit(model, splits, settings, run_dir)
+        model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+        files = _export(model, splits, settings, mode, run_dir)
+        results = {
+            "architecture": architecture.name,
+            "nb_classes": settings.nb_classes,
+            "input_shape": list(settings.input_shape),
+            "mode": mode.label,
+            "parameters": complexity.parameters(model),
+            "multiply_accumulates": complexity.multiply_accumulates(model),
+            "training": _training_facts(fitted),
+            "data": splits.facts,
+            "files": _score(model, files, splits, run_dir),
+            "timing": {"training_s": round(fitted.seconds, 1), "run_s": round(time.monotonic() - started, 1)},
+        }
+        report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
+        runs.write_json(run_dir / runs.RESULTS_FILE, results)
+        runs.clean_up(run_dir, options.keep_checkpoints)
+    return Outcome(architecture.name, run_dir, results)
+
+
+def _training_facts(fitted: training.Training) -> dict:
+    # What was measured on training pictures stays out: results.json holds no flattering number.
+    best = fitted.rows[fitted.best_epoch - 1]
+    validation = {name: value for name, value in best.items() if name.startswith("val_")}
+    return {"epochs": len(fitted.rows), "best_epoch": fitted.best_epoch, **validation}
+
+
+def _export(
+    model: keras.Model, splits: Splits, settings: Settings, mode: quantization.QuantizationMode, run_dir: Path
+) -> dict[str, bytes]:
+    files = {f"{model.name}_float.tflite": export.float_tflite(model)}
+    if mode.int8:
+        calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
+        content = export.quantized_tflite(model, calibration, settings.quantized_io_type)
+        files[f"{model.name}_quantized.tflite"] = content
+    for name, content in files.items():
+        runs.write(run_dir / name, lambda partial, content=content: partial.write_bytes(content))
+    return files
+
+
+def _score(model: keras.Model, files: dict[str, bytes], splits: Splits, run_dir: Path) -> dict[str, dict]:
+    """Measures every file on every test set; draws the plots of the last file, the one nearest to the device."""
+    pool = splits.pool
+    indices = np.concatenate(list(splits.measured.values()))
+    images = pool.images(indices)
+    reference = evaluation.keras_logits(model, images)
+    logits = {runs.BEST_MODEL_FILE: reference}
+    for name, content in files.items():
+        logits[name] = evaluation.tflite_logits(content, images, name)
+    bounds = np.cumsum([0, *map(len, splits.measured.values())])
+    entries = {}
+    for name, values in logits.items():
+        predicted = values.argmax(axis=1)
+        agreement = predicted == reference.argmax(axis=1)
+        sets = {
+            test_set: _scores(splits, indices[a:b], predicted[a:b], agreement[a:b])
+            for test_set, a, b in zip(splits.measured, bounds, bounds[1:], strict=False)
+        }
+        entries[name] = {"bytes": (run_dir / name).stat().st_size, "sets": sets}
+    classes = pool.classes(indices)
+    title = f"{name} on {', '.join(splits.measured)}"
+    report.confusion_matrix(run_dir / "confusion_matrix.png", classes, predicted, pool.nb_classes, title)
+    report.worst_predictions(run_dir / "worst_predictions.png", images, classes, values, pool.nb_classes, title)
+    return entries
+
+
+def _scores(splits: Splits, indices: np.ndarray, predicted: np.ndarray, agreement: np.ndarray) -> dict:
+    pool = splits.pool
+    tenths = pool.tenths[indices]
+    return {
+        "n": len(indices),
+        **evaluation.metrics(predicted, tenths, pool.nb_classes),
+        "agreement": round(float(agreement.mean()), 6),
+        "per_source": evaluation.grouped_metrics(
+            predicted, tenths, pool.source_ids[indices], pool.source_names, pool.nb_classes
+        ),
+        "per_meter": evaluation.grouped_metrics(
+            predicted, tenths, pool.meter_ids[indices], pool.meter_names, pool.nb_classes
+        ),
+    }

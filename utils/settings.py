@@ -1,0 +1,211 @@
+"""The schema of ``parameters.py``: one frozen value that every function receives as an argument."""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+
+class SettingsError(UserError):
+    """A parameter is unknown or has a value outside its range. The message names it and what is accepted."""
+
+
+CHOICES: dict[str, tuple] = {
+    "nb_classes": (10, 100),
+    "input_channels": (1, 3),
+    "split_by": ("cluster", "meter", "image"),
+    "optimizer": ("adam", "adamw", "nadam", "rmsprop", "sgd"),
+    "loss": ("categorical_crossentropy", "categorical_focal_crossentropy"),
+    "learning_rate_schedule": ("cosine", "plateau", "constant"),
+    "monitor": ("val_loss", "val_accuracy"),
+    "quantized_io_type": ("int8", "uint8", "float32"),
+}
+
+RANGES: dict[str, tuple[float, float]] = {
+    "input_width": (8, 512),
+    "input_height": (8, 512),
+    "validation_share": (0.01, 0.5),
+    "test_share": (0, 0.5),
+    "seed": (0, 2**31 - 1),
+    "batch_size": (1, 65_536),
+    "epochs": (1, 100_000),
+    "learning_rate": (1e-8, 10),
+    "weight_decay": (0, 1),
+    "label_smoothing": (0, 0.5),
+    "warmup_epochs": (0, 1000),
+    "plateau_patience": (1, 100_000),
+    "plateau_factor": (0.01, 0.99),
+    "early_stopping_patience": (0, 100_000),
+    "checkpoint_epochs": (0, 100_000),
+    "augment_rotation": (0, 180),
+    "augment_zoom": (0, 0.9),
+    "augment_shift_x": (0, 1),
+    "augment_shift_y": (0, 1),
+    "augment_brightness": (0, 1),
+    "augment_contrast": (0, 1),
+    "augment_color": (0, 1),
+    "augment_noise": (0, 1),
+    "augment_invert": (0, 1),
+    "calibration_images": (100, 10_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All parameters, in lower case: field ``batch_size`` is ``BATCH_SIZE``. Change by ``dataclasses.replace``.
+
+    Raises:
+        SettingsError: a value has the wrong type or lies outside its range.
+    """
+
+    model_architecture: str
+    nb_classes: int
+    input_width: int
+    input_height: int
+    input_channels: int
+    data_sources: list
+    test_sources: list
+    validation_share: float
+    test_share: float
+    split_by: str
+    seed: int
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    optimizer: str
+    weight_decay: float
+    loss: str
+    label_smoothing: float
+    learning_rate_schedule: str
+    warmup_epochs: int
+    plateau_patience: int
+    plateau_factor: float
+    early_stopping_patience: int
+    monitor: str
+    checkpoint_epochs: int
+    augment: bool
+    augment_rotation: float
+    augment_zoom: float
+    augment_shift_x: float
+    augment_shift_y: float
+    augment_brightness: float
+    augment_contrast: float
+    augment_color: float
+    augment_noise: float
+    augment_invert: float
+    output_dir: str
+    quantize_model: bool
+    use_qat: bool
+    esp_dl_quantize: bool
+    quantized_io_type: str
+    calibration_images: int
+    gpu_memory_growth: bool
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field.name, field.type, getattr(self, field.name)))
+        if not self.data_sources:
+            raise SettingsError("DATA_SOURCES is empty: give at least one source")
+        if self.test_share == 0 and not self.test_sources:
+            raise SettingsError("TEST_SHARE = 0 without TEST_SOURCES leaves nothing to measure on: set one of them")
+        if self.validation_share + self.test_share > 0.8:
+            raise SettingsError("VALIDATION_SHARE + TEST_SHARE must leave at least 0.2 for training")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.input_height, self.input_width, self.input_channels
+
+
+def load(**overrides: Any) -> Settings:
+    """Reads ``parameters.py`` and replaces single values, given by field name.
+
+    Raises:
+        SettingsError: unknown, missing or bad parameter.
+    """
+    module = importlib.import_module("parameters")
+    values = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
+    return from_dict({**values, **overrides})
+
+
+def from_dict(values: dict[str, Any]) -> Settings:
+    """Builds settings from a complete mapping of field names (``settings.json``, ``parameters.py``).
+
+    Raises:
+        SettingsError: unknown, missing or bad parameter.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in values:
+        if name not in known:
+            raise SettingsError(_unknown(name, known))
+    missing = [name.upper() for name in known if name not in values]
+    if missing:
+        raise SettingsError(f"missing in parameters.py: {', '.join(missing)}")
+    return Settings(**values)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turns ``["EPOCHS=5", "OUTPUT_DIR=/tmp/x"]`` into overrides for :func:`load`.
+
+    Values are Python literals; for a text parameter a bare word or a path will do.
+
+    Raises:
+        SettingsError: no ``=``, an unknown name, or a value that is no literal of the parameter's type.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(Settings)}
+    overrides = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        field = name.strip().lower()
+        if not equals:
+            raise SettingsError(f"--set {assignment}: write NAME=VALUE, for example --set EPOCHS=5")
+        if field not in types:
+            raise SettingsError(f"--set {assignment}: {_unknown(field, list(types))}")
+        overrides[field] = _checked(field, types[field], _literal(field, types[field], text.strip()))
+    return overrides
+
+
+def to_json(settings: Settings) -> str:
+    """The settings as indented JSON, readable back with ``from_dict(json.loads(...))``."""
+    return json.dumps(dataclasses.asdict(settings), indent=2)
+
+
+def _literal(field: str, kind: type, text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if kind is str:
+            return text
+        raise SettingsError(f"{field.upper()}: {text!r} is no Python literal of type {kind.__name__}") from None
+    return text if kind is str and not isinstance(value, str) else value
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0].upper()}?" if near else "; see parameters.py for the names"
+    return f"unknown parameter {name.upper()}{hint}"
+
+
+def _checked(field: str, kind: type, value: Any) -> Any:
+    name = field.upper()
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is list and isinstance(value, tuple):
+        value = list(value)
+    if type(value) is not kind:
+        raise SettingsError(f"{name} = {value!r}: needs a value of type {kind.__name__}, got {type(value).__name__}")
+    if field in CHOICES and value not in CHOICES[field]:
+        raise SettingsError(f"{name} = {value!r}: accepted are {', '.join(map(repr, CHOICES[field]))}")
+    if field in RANGES:
+        low, high = RANGES[field]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise SettingsError(f"{name} = {value!r}: accepted are {low:g}..{high:g}")
+    if field == "output_dir" and (not value or Path(value).is_file()):
+        raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
+    return value

@@ -1,0 +1,145 @@
+"""Data sources as declared in parameters.py, and what reading one gives."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+
+MAX_COUNT = 10_000_000  # synthetic pictures
+MAX_WEIGHT = 10_000  # repeats of each training picture
+
+
+class SourceError(UserError, ValueError):
+    """A data source is declared wrongly, missing or too damaged. The message names source and file."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not _is_bool(value)
+
+
+# Of each key what tells whether a value is accepted, and what is.
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a text that is not empty"),
+    "type": (_is_text, "a text"),
+    "path": (lambda v: isinstance(v, Path) or (_is_text(v) and "\0" not in v), "a folder's path as text"),
+    "weight": (lambda v: _is_number(v, Real) and 0 <= v <= MAX_WEIGHT, f"a number of 0 to {MAX_WEIGHT:,}"),
+    "labels": (lambda v: _is_text(v) and not os.path.isabs(v), "a label file's name below the path"),
+    "whole_digits": (_is_bool, "True or False"),
+    "augmented": (_is_bool, "True or False"),
+    "count": (lambda v: _is_number(v, Integral) and 1 <= v <= MAX_COUNT, f"a whole number of 1 to {MAX_COUNT:,}"),
+    "system_fonts": (_is_bool, "True or False"),
+}
+COMMON_KEYS = ("name", "type", "weight", "whole_digits", "augmented")
+# Of each type the one key it can't do without, and the further ones it knows.
+TYPE_KEYS: dict[str, tuple[str, ...]] = {
+    "synthetic": ("count", "system_fonts"),
+    "filename": ("path",),
+    "label_file": ("path", "labels"),
+    "folder_structure": ("path",),
+}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One entry of ``DATA_SOURCES`` or ``TEST_SOURCES``; ``parameter`` says which, for messages.
+
+    ``labels`` is the label file's name relative to ``path``; ``count`` and ``system_fonts`` are for synthetic
+    pictures; ``whole_digits`` accepts labels without tenths for 100 classes; ``weight`` and ``augmented`` are for
+    the loader.
+    """
+
+    name: str
+    type: str
+    path: Path | None
+    weight: float = 1.0
+    labels: str = "labels.txt"
+    whole_digits: bool = False
+    augmented: bool = False
+    count: int = 0
+    system_fonts: bool = False
+    parameter: str = field(default="DATA_SOURCES", repr=False, compare=False)
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any], parameter: str) -> "DataSource":
+        """Checks one declaration; does not look at the disk.
+
+        Raises:
+            SourceError: a key is unknown or missing, or a value is not accepted.
+        """
+        name = d.get("name") if isinstance(d, dict) else None
+        shown = repr(name) if _is_text(name) else f"without a name ({str(d)[:80]})"
+        where = f"data source {shown} in {parameter} in parameters.py"
+        if not isinstance(d, dict):
+            raise SourceError(f"{where}: needs a dict such as {{'name': ..., 'type': ...}}")
+        _check_keys(d, where)
+        for key, value in d.items():
+            accepts, accepted = VALUES[key]
+            if not accepts(value):
+                raise SourceError(f'{where}: "{key}" is {value!r}; accepted is {accepted}')
+        path = Path(d["path"]).expanduser() if "path" in d else None
+        return cls(**{**d, "path": path, "weight": float(d.get("weight", 1.0)), "parameter": parameter})
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """What a source holds, all pictures in one size.
+
+    ``images`` (N, H, W, C) uint8, RGB or grey, 0..255; ``tenths`` (N,) int16 labels 0..99; ``meters`` unique names and
+    ``meter_ids`` (N,) int32 indices into them; ``files`` N posix paths relative to the source; ``skipped`` number of
+    left-out entries by reason.
+    """
+
+    name: str
+    images: np.ndarray
+    tenths: np.ndarray
+    meters: tuple[str, ...]
+    meter_ids: np.ndarray
+    files: tuple[str, ...]
+    skipped: dict[str, int]
+
+
+def parse_sources(declared: list[dict[str, Any]], parameter: str) -> tuple[DataSource, ...]:
+    """Checks all declarations of ``DATA_SOURCES`` or ``TEST_SOURCES`` (``parameter`` is its name).
+
+    Raises:
+        SourceError: it is no list, one is not accepted (see DataSource.from_dict), or two share a name.
+    """
+    if not isinstance(declared, list | tuple):
+        raise SourceError(f"{parameter} in parameters.py: needs a list of dicts, got {type(declared).__name__}")
+    sources = tuple(DataSource.from_dict(d, parameter) for d in declared)
+    for name, n in Counter(source.name for source in sources).items():
+        if n > 1:
+            raise SourceError(f"data source {name!r}: {n} entries of {parameter} have this name; rename all but one")
+    return sources
+
+
+def _check_keys(d: dict[str, Any], where: str) -> None:
+    kind = d.get("type")
+    # A list, as an unhashable type can't be looked up in the dict.
+    if "type" in d and kind not in list(TYPE_KEYS):
+        raise SourceError(f'{where}: unknown "type" {kind!r}; types are {", ".join(TYPE_KEYS)}')
+    known = (*COMMON_KEYS, *TYPE_KEYS[kind]) if "type" in d else tuple(VALUES)
+    for key in d:
+        if key not in known:
+            near = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
+            raise SourceError(f'{where}: unknown key "{key}" for its type; {hint}')
+    for key in ("name", "type", *(TYPE_KEYS[kind][:1] if "type" in d else ())):
+        if key not in d:
+            raise SourceError(f'{where}: key "{key}" is missing; add it')

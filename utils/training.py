@@ -1,0 +1,218 @@
+"""Optimizer, loss, callbacks, fit."""
+
+import csv
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm.keras import TqdmCallback
+
+from utils import runs
+from utils.augmentation import Augmentation
+from utils.console import interactive
+from utils.errors import UserError
+from utils.loader import Pool, Splits
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "training_log.csv"
+LOSSES = {
+    "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
+    "categorical_focal_crossentropy": keras.losses.CategoricalFocalCrossentropy,
+}
+
+
+class TrainingError(UserError):
+    """Training can't go on. The message says which parameter to change."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a fit leaves: one row an epoch (``epoch``, ``loss``, ``accuracy``, ``val_*``, ``learning_rate``)."""
+
+    rows: list[dict[str, float]]
+    best_epoch: int
+    seconds: float
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of raw pictures ``(N, H, W, C)`` uint8 and one-hot targets ``(N, nb_classes)`` float32.
+
+    With a seed, every epoch has an order of its own that depends on seed and epoch alone.
+    """
+
+    def __init__(self, pool: Pool, indices: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0):
+        super().__init__()
+        self.pool, self.indices, self.batch_size = pool, indices, batch_size
+        self.seed, self.epoch = seed, epoch
+        self.targets = np.eye(pool.nb_classes, dtype=np.float32)
+        self._shuffle()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+        return self.pool.images(chosen), self.targets[self.pool.classes(chosen)]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        if self.seed is None:
+            self.order = self.indices
+        else:
+            self.order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes ``training_log.csv``, ``best_model.keras`` and checkpoints; stops when nothing improves any more.
+
+    All it knows follows from the rows, so a resumed run goes on exactly where the broken one was.
+    """
+
+    def __init__(self, network: keras.Model, augmentation: Augmentation, run_dir: Path, settings: Settings, rows: list):
+        super().__init__()
+        self.network, self.augmentation, self.run_dir, self.settings = network, augmentation, run_dir, settings
+        self.rows = rows
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the best epoch, counted from 1; the earlier one of two equals."""
+        values = [row[self.settings.monitor] for row in self.rows]
+        best = min(values) if self.settings.monitor == "val_loss" else max(values)
+        return values.index(best) + 1
+
+    @property
+    def finished(self) -> bool:
+        """True when all epochs are done or early stopping has struck."""
+        patience = self.settings.early_stopping_patience
+        stuck = bool(patience and self.rows and len(self.rows) - self.best_epoch >= patience)
+        return stuck or len(self.rows) >= self.settings.epochs
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.augmentation.start_epoch(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        row = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(f"the loss is {row['loss']} in epoch {epoch + 1}: set a lower LEARNING_RATE")
+        self.rows.append({"epoch": epoch + 1, **row, "learning_rate": float(self.model.optimizer.learning_rate)})
+        runs.write(self.run_dir / LOG_FILE, self._write_log)
+        if self.best_epoch == len(self.rows):
+            runs.write(self.run_dir / runs.BEST_MODEL_FILE, self.network.save)
+        if self.settings.checkpoint_epochs and (epoch + 1) % self.settings.checkpoint_epochs == 0:
+            _write_checkpoint(self.model, self.run_dir, epoch + 1)
+        if not interactive():
+            log.info("epoch %d of %d: %s", epoch + 1, self.settings.epochs, _describe(self.rows[-1]))
+        self.model.stop_training = self.model.stop_training or self.finished
+
+    def _write_log(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.rows[0])
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -> Training:
+    """Trains ``model`` in place and leaves the best epoch in ``run_dir/best_model.keras``.
+
+    Goes on from the checkpoint in ``run_dir``, if there is one. The network that is saved takes raw pixels and knows
+    nothing of augmentation: that sits in a wrapper around it.
+
+    Raises:
+        TrainingError: the loss is not a number any more.
+    """
+    started = time.monotonic()
+    keras.utils.set_random_seed(settings.seed)
+    augmentation = Augmentation(settings, name="augmentation")
+    image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
+    trainer = keras.Model(image, model(augmentation(image)))
+    steps = math.ceil(len(splits.train) / settings.batch_size)
+    _compile(trainer, settings, steps)
+    rows = _resume(trainer, run_dir)
+    recorder = Recorder(model, augmentation, run_dir, settings, rows)
+    if not recorder.finished:
+        trainer.fit(
+            Batches(splits.pool, splits.train, settings.batch_size, settings.seed, epoch=len(rows)),
+            validation_data=Batches(splits.pool, splits.validation, 512),
+            initial_epoch=len(rows),
+            epochs=settings.epochs,
+            callbacks=_callbacks(recorder, settings),
+            # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
+            shuffle=False,
+            verbose=0,
+        )
+    return Training(recorder.rows, recorder.best_epoch, time.monotonic() - started)
+
+
+def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> None:
+    optimizer_class = type(keras.optimizers.get(settings.optimizer))
+    trainer.compile(
+        optimizer=optimizer_class(
+            learning_rate=_learning_rate(settings, steps_per_epoch), weight_decay=settings.weight_decay or None
+        ),
+        loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
+        metrics=["accuracy"],
+        # XLA slows small convolutions on a CPU down two to six times.
+        jit_compile=False,
+        steps_per_execution=min(8, steps_per_epoch),
+    )
+
+
+def _learning_rate(settings: Settings, steps_per_epoch: int):
+    if settings.learning_rate_schedule != "cosine":
+        return settings.learning_rate
+    warmup = min(settings.warmup_epochs, settings.epochs // 2) * steps_per_epoch
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=settings.learning_rate / 100 if warmup else settings.learning_rate,
+        decay_steps=max(settings.epochs * steps_per_epoch - warmup, 1),
+        alpha=0.01,
+        warmup_target=settings.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def _callbacks(recorder: Recorder, settings: Settings) -> list[keras.callbacks.Callback]:
+    callbacks = [recorder]
+    if settings.learning_rate_schedule == "plateau":
+        plateau = keras.callbacks.ReduceLROnPlateau(
+            factor=settings.plateau_factor, patience=settings.plateau_patience, min_lr=settings.learning_rate / 1000
+        )
+        callbacks.append(plateau)
+    if interactive():
+        callbacks.append(TqdmCallback(verbose=0, desc=recorder.network.name))
+    return callbacks
+
+
+def _write_checkpoint(trainer: keras.Model, run_dir: Path, epoch: int) -> None:
+    folder = run_dir / runs.CHECKPOINT_FOLDER
+    folder.mkdir(exist_ok=True)
+    older = list(folder.glob("epoch_*.weights.h5"))
+    runs.write(folder / f"epoch_{epoch:06d}.weights.h5", trainer.save_weights)
+    for path in older:
+        path.unlink()
+
+
+def _resume(trainer: keras.Model, run_dir: Path) -> list[dict[str, float]]:
+    """Loads the last checkpoint into ``trainer``; returns the rows of the epochs it has behind it."""
+    checkpoints = sorted((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.weights.h5"))
+    if not checkpoints:
+        return []
+    trainer.optimizer.build(trainer.trainable_variables)
+    trainer.load_weights(checkpoints[-1])
+    epochs = int(checkpoints[-1].name.split("_")[1].split(".")[0])
+    with (run_dir / LOG_FILE).open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
+    log.info("resuming %s after epoch %d", run_dir, epochs)
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def _describe(row: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
