@@ -37,7 +37,7 @@ def test_learns(fit):
     fitted, _, _ = fit(epochs=8, data_sources=[source], augment=False)
     assert fitted.rows[-1]["loss"] < 0.6 * fitted.rows[0]["loss"]
     # Guessing gives 0.1; synthetic digits are hard, and 2,400 of them are few.
-    assert max(row["val_accuracy"] for row in fitted.rows) > 0.45
+    assert max(row["val_accuracy"] for row in fitted.rows) > 0.38
 
 
 def test_best_model_file_is_the_best_epoch(fit):
