@@ -56,10 +56,14 @@ AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 # --- Export ----------------------------------------------------------------------------------------------------------
 OUTPUT_DIR = "exported_models"  # folder that receives one folder a run
 QUANTIZE_MODEL = True  # write a full-integer TFLite file next to the float one
-USE_QAT = False  # quantisation-aware training
+USE_QAT = False  # train on with fake quantisation for QAT_EPOCHS before the quantised file is written
 ESP_DL_QUANTIZE = False  # write .espdl files
+QAT_EPOCHS = 5  # epochs of quantisation-aware training, after the EPOCHS of float training
+QAT_LEARNING_RATE = 0.1  # highest step size of quantisation-aware training, as a share of LEARNING_RATE
 QUANTIZED_IO_TYPE = "int8"  # input and output of the quantised file: "int8" (pixel - 128), "uint8" (pixel), "float32"
-CALIBRATION_IMAGES = 500  # training pictures that set the ranges of the quantised file, 100..10,000
+CALIBRATION_IMAGES = 2000  # training pictures that set the ranges of the quantised file, 100..10,000
+DEPLOY_TARGETS = ["tflite_micro"]  # devices to write for: "tflite_micro", "ai_on_the_edge", "esphome"
+MODEL_VERSION = "0100"  # goes into the names of files whose device wants a version
 
 # --- Machine ---------------------------------------------------------------------------------------------------------
 GPU_MEMORY_GROWTH = True  # take GPU memory as needed instead of all at once

@@ -44,8 +44,9 @@ def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Se
 def train(arguments: argparse.Namespace) -> int:
     names, settings = choose(arguments)
     console.set_up(arguments.debug)
-    from utils import loader
+    from utils import loader, targets
 
+    targets.check(settings)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
@@ -59,7 +60,7 @@ def train(arguments: argparse.Namespace) -> int:
     else:
         outcomes = session.train(names, settings, options, splits)
     print(session.summary(outcomes))
-    return int(any(outcome.results is None for outcome in outcomes))
+    return int(any(outcome.results is None or session.refusals(outcome) for outcome in outcomes))
 
 
 def main(argv: list[str] | None = None) -> int:

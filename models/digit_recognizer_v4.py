@@ -13,7 +13,8 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
         x = _blocks.conv_bn_relu(x, filters, relu6=True)
         x = layers.MaxPooling2D()(x)
     x = _blocks.conv_bn_relu(x, 56, relu6=True)
-    x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dense(64, kernel_initializer="he_normal")(x)
-    x = layers.ReLU(6.0)(x)
+    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    # The dense layer as a 1x1 convolution: some chips' dense kernels err on 56 inputs, no multiple of 16.
+    x = layers.Conv2D(64, 1, kernel_initializer="he_normal")(x)
+    x = layers.Flatten()(layers.ReLU(6.0)(x))
     return keras.Model(image, _blocks.logits(x, nb_classes), name="digit_recognizer_v4")

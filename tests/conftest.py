@@ -18,8 +18,9 @@ def tiny(tmp_path):
     """Makes settings for a run of seconds; keyword arguments override."""
 
     def make(**overrides):
-        small = {"data_sources": [TINY_SOURCE], "epochs": 1, "batch_size": 32, "calibration_images": 100}
-        return settings_module.load(**{**small, "output_dir": str(tmp_path / "exported"), **overrides})
+        small = {"data_sources": [TINY_SOURCE], "epochs": 1, "qat_epochs": 1, "batch_size": 32}
+        small |= {"calibration_images": 100, "output_dir": str(tmp_path / "exported")}
+        return settings_module.load(**{**small, **overrides})
 
     return make
 

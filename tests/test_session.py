@@ -10,7 +10,7 @@ from utils.loader import DataError
 
 FILES = {
     "settings.json", "best_model.keras", "cnn32_float.tflite", "cnn32_quantized.tflite", "training_history.png",
-    "training_log.csv", "confusion_matrix.png", "worst_predictions.png", "results.json",
+    "manifest.json", "golden", "training_log.csv", "confusion_matrix.png", "worst_predictions.png", "results.json",
 }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monke
     def refuse(*_):
         raise export.ExportError("tensor x stayed float")
 
-    monkeypatch.setattr(export, "quantized_tflite", refuse)
+    monkeypatch.setattr(export, "integer_tflite", refuse)
     (outcome,) = train(tiny())
     assert outcome.error == "tensor x stayed float"
     (run_dir,) = (path for path in (runs.Path(tiny().output_dir)).iterdir())

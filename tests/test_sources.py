@@ -27,7 +27,7 @@ def test_declaration_and_its_defaults():
         ),
         ({"type": ["filename"]}, "unknown \"type\" ['filename']"),
         ({"weight": -1}, '"weight" is -1; accepted is a number of 0 to 10,000'),
-        ({"weight": 10**400}, 'accepted is a number of 0 to 10,000'),
+        ({"weight": 10**400}, "accepted is a number of 0 to 10,000"),
         ({"weight": float("nan")}, '"weight" is nan'),
         ({"weight": float("inf")}, '"weight" is inf'),
         ({"weight": True}, '"weight" is True'),

@@ -7,7 +7,7 @@ from os import cpu_count
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from utils import console, labels
+from utils import console, labels, micro, tflite_file
 
 BATCH = 512  # pictures a step of the Keras model
 
@@ -22,50 +22,60 @@ def keras_logits(model, images: np.ndarray) -> np.ndarray:
 def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite") -> np.ndarray:
     """Logits of a TFLite file, ``(N, nb_classes)`` float32, for ``(N, H, W, C)`` uint8 pictures, one at a time.
 
-    Quantised files run on LiteRT's reference kernels: the default delegate rounds differently from the device. Pictures
-    are spread over the cores, one interpreter each.
+    Quantised files run in TFLite Micro where it is installed, else on LiteRT's reference kernels: LiteRT's default
+    delegate rounds differently from the device. Grey pictures serve a file that takes RGB, too.
+
+    Raises:
+        FileError, MicroError: no TFLite file, or it doesn't run.
     """
-    workers = min(cpu_count() or 1, max(1, len(images) // 100))
-    chunks = np.array_split(images, workers)
+    facts = tflite_file.read(content)
+    inputs = micro.inputs_for(facts, images)
+    quantized = not facts.float_tensors
+    run = _micro_outputs if quantized and micro.available() else _litert_outputs
+    with console.progress(None, description, len(images)) as bar:
+        raw = run(content, inputs, quantized, bar)
+    if facts.output.scale is None:
+        return raw.astype(np.float32)
+    return (raw.astype(np.float32) - facts.output.zero_point) * facts.output.scale
+
+
+def _micro_outputs(content: bytes, inputs: np.ndarray, quantized: bool, bar) -> np.ndarray:
+    outputs = []
+    for start in range(0, max(len(inputs), 1), BATCH):
+        outputs.append(micro.run(content, inputs[start : start + BATCH]))
+        bar.update(len(outputs[-1]))
+    return np.concatenate(outputs)
+
+
+def _litert_outputs(content: bytes, inputs: np.ndarray, quantized: bool, bar) -> np.ndarray:
+    """Spread over the cores, one interpreter each; made here, since silencing native code is not for threads."""
+    kernels = OpResolverType.BUILTIN_REF if quantized else OpResolverType.AUTO
+    chunks = np.array_split(inputs, min(cpu_count() or 1, max(1, len(inputs) // 100)))
     with console.quiet_native():
-        interpreters = [_interpreter(content) for _ in chunks]
-    bar = console.progress(None, description, len(images))
-    with bar, ThreadPoolExecutor(workers) as pool:
-        return np.concatenate(list(pool.map(lambda pair: _run(*pair, bar), zip(interpreters, chunks, strict=True))))
+        interpreters = [
+            Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kernels) for _ in chunks
+        ]
+        for interpreter in interpreters:
+            interpreter.allocate_tensors()
+    with ThreadPoolExecutor(len(chunks)) as pool:
+        return np.concatenate(list(pool.map(lambda pair: _invoke(*pair, bar), zip(interpreters, chunks, strict=True))))
 
 
-def _run(interpreter: Interpreter, images: np.ndarray, bar) -> np.ndarray:
+def _invoke(interpreter: Interpreter, inputs: np.ndarray, bar) -> np.ndarray:
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
-    values = _encode(images, source)
-    out = np.empty((len(images), target["shape"][-1]), np.float32)
-    for number in range(len(images)):
-        interpreter.set_tensor(source["index"], values[number : number + 1])
+    outputs = np.empty((len(inputs), target["shape"][-1]), target["dtype"])
+    for number in range(len(inputs)):
+        interpreter.set_tensor(source["index"], inputs[number : number + 1])
         interpreter.invoke()
-        out[number] = _decode(interpreter.get_tensor(target["index"])[0], target)
+        outputs[number] = interpreter.get_tensor(target["index"])[0]
         bar.update()
-    return out
+    return outputs
 
 
-def _interpreter(content: bytes) -> Interpreter:
-    interpreter = Interpreter(model_content=content, num_threads=1)
-    if any(detail["dtype"] == np.int8 for detail in interpreter.get_tensor_details()):
-        interpreter = Interpreter(
-            model_content=content, num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-        )
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def _encode(images: np.ndarray, detail: dict) -> np.ndarray:
-    """Pixels as the file takes them; quantised inputs have scale 1/128, see ``export.quantized_tflite``."""
-    if detail["dtype"] == np.int8:
-        return (images.astype(np.int16) - 128).astype(np.int8)
-    return images.astype(detail["dtype"])
-
-
-def _decode(values: np.ndarray, detail: dict) -> np.ndarray:
-    scale, zero_point = detail["quantization"]
-    return (values.astype(np.float32) - zero_point) * scale if scale else values
+def tie_share(logits: np.ndarray) -> float:
+    """Share of pictures whose two largest logits are equal, so that chance decides between two classes."""
+    largest = np.partition(logits, -2, axis=1)[:, -2:]
+    return round(float((largest[:, 0] == largest[:, 1]).mean()), 6)
 
 
 def metrics(predicted: np.ndarray, tenths: np.ndarray, nb_classes: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Which files a run writes: the flags of ``parameters.py`` and an architecture's traits make one mode."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.settings import Settings, SettingsError
 
@@ -10,10 +10,51 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuantizationMode:
-    """What is exported: ``label`` goes into the run's name, ``int8`` says whether a quantised TFLite file is due."""
+    """What is trained and exported.
+
+    ``label`` goes into the run's name; ``int8``: a quantised TFLite file; ``qat``: quantisation-aware training, the
+    post-training file beside it for comparison; ``espdl``: ``.espdl`` files; ``note``: what was corrected, or "".
+    """
 
     label: str
-    int8: bool
+    int8: bool = False
+    qat: bool = False
+    espdl: bool = False
+    note: str = ""
+
+
+FLOAT = QuantizationMode("FLOAT")
+# Without QUANTIZE_MODEL nothing is quantised: the other two flags have nothing to act on.
+IGNORED = {
+    (True, False): "USE_QAT is ignored: QUANTIZE_MODEL is False",
+    (False, True): "ESP_DL_QUANTIZE is ignored: QUANTIZE_MODEL is False",
+    (True, True): "USE_QAT and ESP_DL_QUANTIZE are ignored: QUANTIZE_MODEL is False",
+}
+# QUANTIZE_MODEL, USE_QAT, ESP_DL_QUANTIZE -> mode
+MODES = {
+    (False, False, False): FLOAT,
+    (False, True, False): replace(FLOAT, note=IGNORED[True, False]),
+    (False, False, True): replace(FLOAT, note=IGNORED[False, True]),
+    (False, True, True): replace(FLOAT, note=IGNORED[True, True]),
+    (True, False, False): QuantizationMode("PTQ", int8=True),
+    (True, True, False): QuantizationMode("QAT", int8=True, qat=True),
+    (True, False, True): QuantizationMode("PTQ", int8=True, espdl=True),
+    (True, True, True): QuantizationMode("QAT", int8=True, qat=True, espdl=True),
+}
+
+
+def resolve(settings: Settings, architecture: str, quantizable: bool) -> QuantizationMode:
+    """Mode of one run; an architecture that is not quantizable switches all three flags off for itself alone.
+
+    What is corrected is logged in one line and kept in the mode's ``note``.
+    """
+    flags = (settings.quantize_model, settings.use_qat, settings.esp_dl_quantize)
+    mode = MODES[flags]
+    if any(flags) and not quantizable:
+        mode = replace(FLOAT, note=f"{architecture} is never quantised: the quantisation flags do not apply to it")
+    if mode.note:
+        log.info("%s", mode.note)
+    return mode
 
 
 def check(settings: Settings) -> None:
@@ -22,14 +63,20 @@ def check(settings: Settings) -> None:
     Raises:
         SettingsError: names the flag.
     """
-    for field in ("use_qat", "esp_dl_quantize"):
-        if getattr(settings, field):
-            raise SettingsError(f"{field.upper()} = True: not built yet, set it to False")
+    if settings.quantize_model and settings.esp_dl_quantize:
+        raise SettingsError("ESP_DL_QUANTIZE = True: not built yet, set it to False")
 
 
-def resolve(settings: Settings, architecture: str, quantizable: bool) -> QuantizationMode:
-    """Mode of one run; an architecture that is not quantizable switches the flags off for itself, with a log line."""
-    if settings.quantize_model and not quantizable:
-        log.info("%s is never quantised: QUANTIZE_MODEL does not apply to it", architecture)
-    int8 = settings.quantize_model and quantizable
-    return QuantizationMode("PTQ" if int8 else "FLOAT", int8)
+def table() -> str:
+    """All eight rows as Markdown, for the README."""
+    rows = ["| QUANTIZE_MODEL | USE_QAT | ESP_DL_QUANTIZE | trained | files besides `best_model.keras` |"]
+    rows.append("|---|---|---|---|---|")
+    for flags, mode in MODES.items():
+        files = ["`<model>_float.tflite` (float32)"]
+        files += ["`<model>_quantized.tflite` (int8)"] * mode.int8
+        files += ["`<model>_ptq.tflite` (int8, to compare)"] * mode.qat
+        files += ["`.espdl` a target (not built yet)"] * mode.espdl
+        trained = "float, then `QAT_EPOCHS` with fake quantisation" if mode.qat else "float"
+        ignored = f" ({mode.note.split(':')[0]})" if mode.note else ""
+        rows.append(f"| {' | '.join(map(str, flags))} | {trained}{ignored} | {', '.join(files)} |")
+    return "\n".join(rows)

@@ -102,7 +102,7 @@ def result_rows(results: dict) -> list[list[str]]:
     rows = []
     for file, entry in results["files"].items():
         for test_set, scores in entry["sets"].items():
-            shown = [f"{scores[name]:.4f}" if name in scores else "-" for name in (*SCORE_TITLES, "agreement")]
+            shown = [f"{scores[name]:.4f}" if name in scores else "-" for name in (*SCORE_TITLES, "ties", "agreement")]
             counts = [f"{entry['bytes'] / 1024:.1f}", str(scores["n"])]
             rows.append([results["architecture"], file, test_set, *counts, *shown])
     return rows
@@ -110,7 +110,7 @@ def result_rows(results: dict) -> list[list[str]]:
 
 def heading() -> list[str]:
     """Column titles for :func:`table`."""
-    return ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "agrees with Keras"]
+    return ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "ties", "agrees with Keras"]
 
 
 def _confidence(logits: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 import models
-from utils import complexity, console, evaluation, export, loader, quantization, report, runs, training
+from utils import complexity, console, deployment, evaluation, loader, quantization, report, runs, training
 from utils.errors import UserError
 from utils.loader import Splits
 from utils.settings import Settings
@@ -88,7 +88,19 @@ def summary(outcomes: list[Outcome]) -> str:
             size = f"{outcome.results['parameters']:,} parameters"
             work = f"{outcome.results['multiply_accumulates']:,} multiply-accumulates"
             notes.append(f"{outcome.architecture}: {size}, {work}, in {outcome.run_dir}")
+            notes.append(f"{outcome.architecture}: recommended is {outcome.results['recommended']}")
+            notes += [f"{outcome.architecture}: {text}" for text in refusals(outcome)]
     return "\n".join([report.table(rows), "", *notes])
+
+
+def refusals(outcome: Outcome) -> list[str]:
+    """Why devices refuse files of a run, a line each."""
+    devices = (outcome.results or {}).get("devices", {})
+    return [
+        f"{target} refuses {verdict['file']}: {reason}"
+        for target, verdict in devices.items()
+        for reason in verdict["reasons"]
+    ]
 
 
 def _in_process(name: str, settings: Settings, options: Options, threads: int) -> Outcome:
@@ -124,17 +136,25 @@ def _run(
         log.info("training %s in %s", architecture.name, run_dir)
         fitted = training.fit(model, splits, settings, run_dir)
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
-        files = _export(model, splits, settings, mode, run_dir)
+        made = deployment.make(model, splits, settings, mode)
+        files = deployment.accepted(made)
+        for file in files:
+            runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
+        scores, recommended = _score(model, files, splits, run_dir)
+        deployment.write_papers(run_dir, files, splits, settings, mode.label, scores)
         results = {
             "architecture": architecture.name,
             "nb_classes": settings.nb_classes,
             "input_shape": list(settings.input_shape),
             "mode": mode.label,
+            "notes": [mode.note] if mode.note else [],
             "parameters": complexity.parameters(model),
             "multiply_accumulates": complexity.multiply_accumulates(model),
             "training": _training_facts(fitted),
             "data": splits.facts,
-            "files": _score(model, files, splits, run_dir),
+            "files": scores,
+            "recommended": recommended,
+            "devices": deployment.facts(made),
             "timing": {"training_s": round(fitted.seconds, 1), "run_s": round(time.monotonic() - started, 1)},
         }
         report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
@@ -150,56 +170,53 @@ def _training_facts(fitted: training.Training) -> dict:
     return {"epochs": len(fitted.rows), "best_epoch": fitted.best_epoch, **validation}
 
 
-def _export(
-    model: keras.Model, splits: Splits, settings: Settings, mode: quantization.QuantizationMode, run_dir: Path
-) -> dict[str, bytes]:
-    files = {f"{model.name}_float.tflite": export.float_tflite(model)}
-    if mode.int8:
-        calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
-        content = export.quantized_tflite(model, calibration, settings.quantized_io_type)
-        files[f"{model.name}_quantized.tflite"] = content
-    for name, content in files.items():
-        runs.write(run_dir / name, lambda partial, content=content: partial.write_bytes(content))
-    return files
-
-
-def _score(model: keras.Model, files: dict[str, bytes], splits: Splits, run_dir: Path) -> dict[str, dict]:
-    """Measures every file on every test set; draws the plots of the last file, the one nearest to the device."""
+def _score(
+    model: keras.Model, files: list[deployment.DeviceFile], splits: Splits, run_dir: Path
+) -> tuple[dict[str, dict], str]:
+    """Measures every file on every test set and draws the plots of the recommended one."""
     pool = splits.pool
     indices = np.concatenate(list(splits.measured.values()))
-    images = pool.images(indices)
-    reference = evaluation.keras_logits(model, images)
-    logits = {runs.BEST_MODEL_FILE: reference}
-    for name, content in files.items():
-        logits[name] = evaluation.tflite_logits(content, images, name)
+    images, classes = pool.images(indices), pool.classes(indices)
+    logits = {runs.BEST_MODEL_FILE: evaluation.keras_logits(model, images)}
+    for file in files:
+        logits[file.name] = evaluation.tflite_logits(file.content, images, file.name)
+    reference = logits[runs.BEST_MODEL_FILE].argmax(axis=1)
     bounds = np.cumsum([0, *map(len, splits.measured.values())])
+    parts = {name: slice(a, b) for name, a, b in zip(splits.measured, bounds, bounds[1:], strict=False)}
     entries = {}
-    for name, values in logits.items():
-        predicted = values.argmax(axis=1)
-        agreement = predicted == reference.argmax(axis=1)
-        sets = {
-            test_set: _scores(splits, indices[a:b], predicted[a:b], agreement[a:b])
-            for test_set, a, b in zip(splits.measured, bounds, bounds[1:], strict=False)
-        }
-        entries[name] = {"bytes": (run_dir / name).stat().st_size, "sets": sets}
-    classes = pool.classes(indices)
-    title = f"{name} on {', '.join(splits.measured)}"
-    report.confusion_matrix(run_dir / "confusion_matrix.png", classes, predicted, pool.nb_classes, title)
+    for file, values in logits.items():
+        sets = {name: _scores(splits, indices[part], values[part], reference[part]) for name, part in parts.items()}
+        entries[file] = {"bytes": (run_dir / file).stat().st_size, "sets": sets}
+    recommended = _recommend(files, splits)
+    values, title = logits[recommended], f"{recommended} on {', '.join(splits.measured)}"
+    report.confusion_matrix(run_dir / "confusion_matrix.png", classes, values.argmax(axis=1), pool.nb_classes, title)
     report.worst_predictions(run_dir / "worst_predictions.png", images, classes, values, pool.nb_classes, title)
-    return entries
+    return entries, recommended
 
 
-def _scores(splits: Splits, indices: np.ndarray, predicted: np.ndarray, agreement: np.ndarray) -> dict:
+def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> str:
+    """The quantised file that reads most validation pictures right, the post-training one if they are equal."""
+    first_of_kind = {file.kind: file for file in reversed(files)}
+    candidates = [first_of_kind[kind] for kind in ("ptq", "qat") if kind in first_of_kind]
+    if len(candidates) < 2:
+        return (candidates or files)[0].name
+    images, classes = splits.pool.images(splits.validation), splits.pool.classes(splits.validation)
+    right = [(evaluation.tflite_logits(f.content, images).argmax(axis=1) == classes).sum() for f in candidates]
+    return candidates[int(np.argmax(right))].name
+
+
+def _scores(splits: Splits, indices: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict:
     pool = splits.pool
-    tenths = pool.tenths[indices]
+    tenths, predicted = pool.tenths[indices], logits.argmax(axis=1)
+
+    def grouped(groups: np.ndarray, names: tuple[str, ...]) -> dict:
+        return evaluation.grouped_metrics(predicted, tenths, groups[indices], names, pool.nb_classes)
+
     return {
         "n": len(indices),
         **evaluation.metrics(predicted, tenths, pool.nb_classes),
-        "agreement": round(float(agreement.mean()), 6),
-        "per_source": evaluation.grouped_metrics(
-            predicted, tenths, pool.source_ids[indices], pool.source_names, pool.nb_classes
-        ),
-        "per_meter": evaluation.grouped_metrics(
-            predicted, tenths, pool.meter_ids[indices], pool.meter_names, pool.nb_classes
-        ),
+        "ties": evaluation.tie_share(logits),
+        "agreement": round(float((predicted == reference).mean()), 6),
+        "per_source": grouped(pool.source_ids, pool.source_names),
+        "per_meter": grouped(pool.meter_ids, pool.meter_names),
     }

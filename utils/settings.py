@@ -52,6 +52,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "augment_color": (0, 1),
     "augment_noise": (0, 1),
     "augment_invert": (0, 1),
+    "qat_epochs": (1, 1000),
+    "qat_learning_rate": (1e-6, 10),
     "calibration_images": (100, 10_000),
 }
 
@@ -103,8 +105,12 @@ class Settings:
     quantize_model: bool
     use_qat: bool
     esp_dl_quantize: bool
+    qat_epochs: int
+    qat_learning_rate: float
     quantized_io_type: str
     calibration_images: int
+    deploy_targets: list
+    model_version: str
     gpu_memory_growth: bool
 
     def __post_init__(self) -> None:

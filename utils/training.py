@@ -1,10 +1,10 @@
 """Optimizer, loss, callbacks, fit."""
 
 import csv
+import dataclasses
 import logging
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -31,7 +31,7 @@ class TrainingError(UserError):
     """Training can't go on. The message says which parameter to change."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Training:
     """What a fit leaves: one row an epoch (``epoch``, ``loss``, ``accuracy``, ``val_*``, ``learning_rate``)."""
 
@@ -109,8 +109,6 @@ class Recorder(keras.callbacks.Callback):
             runs.write(self.run_dir / runs.BEST_MODEL_FILE, self.network.save)
         if self.settings.checkpoint_epochs and (epoch + 1) % self.settings.checkpoint_epochs == 0:
             _write_checkpoint(self.model, self.run_dir, epoch + 1)
-        if not interactive():
-            log.info("epoch %d of %d: %s", epoch + 1, self.settings.epochs, _describe(self.rows[-1]))
         self.model.stop_training = self.model.stop_training or self.finished
 
     def _write_log(self, path: Path) -> None:
@@ -118,6 +116,15 @@ class Recorder(keras.callbacks.Callback):
             writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+class EpochLine(keras.callbacks.Callback):
+    """A log line an epoch, where there is no terminal for a bar."""
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        values = {**(logs or {}), "learning_rate": self.model.optimizer.learning_rate}
+        text = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        log.info("epoch %d of %d: %s", epoch + 1, self.params["epochs"], text)
 
 
 def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -> Training:
@@ -131,11 +138,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -
     """
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
-    augmentation = Augmentation(settings, name="augmentation")
-    image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
-    trainer = keras.Model(image, model(augmentation(image)))
-    steps = math.ceil(len(splits.train) / settings.batch_size)
-    _compile(trainer, settings, steps)
+    trainer, augmentation = _trainer(model, splits, settings)
     rows = _resume(trainer, run_dir)
     recorder = Recorder(model, augmentation, run_dir, settings, rows)
     if not recorder.finished:
@@ -144,12 +147,48 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -
             validation_data=Batches(splits.pool, splits.validation, 512),
             initial_epoch=len(rows),
             epochs=settings.epochs,
-            callbacks=_callbacks(recorder, settings),
+            callbacks=[recorder, *_callbacks(model.name, settings)],
             # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
             shuffle=False,
             verbose=0,
         )
     return Training(recorder.rows, recorder.best_epoch, time.monotonic() - started)
+
+
+def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) -> dict[str, float]:
+    """Quantisation-aware training: trains a fake-quantised model in place for ``QAT_EPOCHS``, keeps the best epoch.
+
+    Returns:
+        Number and ``val_*`` scores of the best epoch.
+    """
+    settings = dataclasses.replace(
+        settings,
+        epochs=settings.qat_epochs,
+        learning_rate=settings.learning_rate * settings.qat_learning_rate,
+        learning_rate_schedule="cosine",
+    )
+    keras.utils.set_random_seed(settings.seed)
+    trainer, augmentation = _trainer(quantized, splits, settings)
+    best = keras.callbacks.EarlyStopping("val_loss", patience=settings.epochs, restore_best_weights=True)
+    seeds = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: augmentation.start_epoch(epoch))
+    history = trainer.fit(
+        Batches(splits.pool, splits.train, settings.batch_size, settings.seed),
+        validation_data=Batches(splits.pool, splits.validation, 512),
+        epochs=settings.epochs,
+        callbacks=[seeds, best, *_callbacks(f"{quantized.name} QAT", settings)],
+        shuffle=False,
+        verbose=0,
+    ).history
+    epoch = int(np.argmin(history["val_loss"]))
+    return {"epoch": epoch + 1, **{name: history[name][epoch] for name in history if name.startswith("val_")}}
+
+
+def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[keras.Model, Augmentation]:
+    augmentation = Augmentation(settings, name="augmentation")
+    image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
+    trainer = keras.Model(image, model(augmentation(image)))
+    _compile(trainer, settings, math.ceil(len(splits.train) / settings.batch_size))
+    return trainer, augmentation
 
 
 def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> None:
@@ -179,15 +218,13 @@ def _learning_rate(settings: Settings, steps_per_epoch: int):
     )
 
 
-def _callbacks(recorder: Recorder, settings: Settings) -> list[keras.callbacks.Callback]:
-    callbacks = [recorder]
+def _callbacks(description: str, settings: Settings) -> list[keras.callbacks.Callback]:
+    callbacks = [TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine()]
     if settings.learning_rate_schedule == "plateau":
         plateau = keras.callbacks.ReduceLROnPlateau(
             factor=settings.plateau_factor, patience=settings.plateau_patience, min_lr=settings.learning_rate / 1000
         )
         callbacks.append(plateau)
-    if interactive():
-        callbacks.append(TqdmCallback(verbose=0, desc=recorder.network.name))
     return callbacks
 
 
@@ -212,7 +249,3 @@ def _resume(trainer: keras.Model, run_dir: Path) -> list[dict[str, float]]:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
     log.info("resuming %s after epoch %d", run_dir, epochs)
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
-
-
-def _describe(row: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")

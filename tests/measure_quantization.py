@@ -1,0 +1,67 @@
+"""Makes the README's table of float, PTQ and QAT: ``python -m tests.measure_quantization RUN_DIR [RUN_DIR ...]``.
+
+Takes the trained model of each run folder, converts it by post-training quantisation, trains it on with fake
+quantisation, converts again, and measures all three on the run's own test sets.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from utils import console, loader
+from utils import settings as settings_module
+
+
+def main() -> None:
+    """Prints a row for each model and kind as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    arguments = parser.parse_args()
+    console.set_up()
+    console.import_tensorflow(memory_growth=True)
+    import keras
+
+    from utils import evaluation, export, fake_quant, micro, runs, targets, training
+
+    print("| model | file | exact | within 0.1 | `unseen_meters`: exact | within 0.1 | ties | equal to Micro | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for run in arguments.runs:
+        settings = settings_module.load(**{
+            name: value for name, value in json.loads((run / runs.SETTINGS_FILE).read_text())["settings"].items()
+            if name not in ("calibration_images", "qat_epochs", "qat_learning_rate")
+        })  # fmt: skip
+        splits = loader.load(settings)
+        model = keras.models.load_model(run / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+
+        def row(kind, logits, seconds, content=None, splits=splits, model=model):
+            cells = []
+            for (_, indices), values in zip(splits.measured.items(), logits, strict=True):
+                scores = evaluation.metrics(values.argmax(axis=1), splits.pool.tenths[indices], 100)
+                cells += [scores["accuracy"], scores["within_0.1"]]
+            ties = equal = "-"
+            if content:
+                images = splits.pool.images(splits.validation[: targets.MAX_PICTURES])
+                inputs = micro.encode(images, "int8")
+                equal = f"{np.mean(micro.run(content, inputs) == micro.reference(content, inputs)):.4f}"
+                ties = f"{evaluation.tie_share(np.concatenate(logits)):.4f}"
+            numbers = " | ".join(f"{cell:.4f}" for cell in cells)
+            print(f"| `{model.name}` | {kind} | {numbers} | {ties} | {equal} | {seconds:.0f} |", flush=True)
+
+        images = [splits.pool.images(indices) for indices in splits.measured.values()]
+        row("float", [evaluation.keras_logits(model, one) for one in images], 0)
+        started = time.monotonic()
+        calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
+        quantized = fake_quant.quantize(model, calibration)
+        for kind in ("PTQ", "QAT"):
+            if kind == "QAT":
+                started = time.monotonic()
+                training.fit_quantized(quantized, splits, settings)
+            content = export.integer_tflite(quantized, "int8")
+            row(kind, [evaluation.tflite_logits(content, one) for one in images], time.monotonic() - started, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+
+from utils import loader, manifest, micro, session, targets
+from utils.settings import SettingsError
+
+
+def train(settings):
+    (outcome,) = session.train(["cnn32"], settings, session.Options(), loader.load(settings))
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def everywhere(tmp_path_factory):
+    """A QAT run for all devices."""
+    from utils import settings as settings_module
+
+    source = {"name": "synthetic", "type": "synthetic", "count": 2000}
+    settings = settings_module.load(
+        data_sources=[source], epochs=5, qat_epochs=1, batch_size=64, nb_classes=100, augment=False,
+        calibration_images=200, use_qat=True, deploy_targets=list(targets.TARGETS), model_version="0007",
+        output_dir=str(tmp_path_factory.mktemp("everywhere")),
+    )  # fmt: skip
+    outcome = train(settings)
+    assert outcome.error == ""
+    return outcome, settings
+
+
+@pytest.mark.slow
+def test_every_device_gets_its_file(everywhere):
+    outcome, _ = everywhere
+    files = {name for name in outcome.results["files"] if name.endswith(".tflite")}
+    expected = {"cnn32_float.tflite", "cnn32_ptq.tflite", "cnn32_quantized.tflite", "cnn32_esphome.tflite"}
+    assert files == {*expected, "dig-class100_0007_s2_q.tflite"}
+    assert {name: verdict["accepted"] for name, verdict in outcome.results["devices"].items()} == {
+        "tflite_micro": True, "ai_on_the_edge": True, "esphome": True,
+    }  # fmt: skip
+    assert "Unique operator types" in (outcome.run_dir / "cnn32_esphome.txt").read_text()
+    assert session.refusals(outcome) == []
+    assert outcome.results["recommended"] in ("cnn32_ptq.tflite", "cnn32_quantized.tflite")
+    assert outcome.run_dir.name.startswith("cnn32_100cls_GRAY_QAT_")
+
+
+@pytest.mark.slow
+def test_all_quantised_files_of_a_run_read_nearly_alike(everywhere):
+    outcome, _ = everywhere
+    names = ("cnn32_quantized.tflite", "cnn32_esphome.tflite", "dig-class100_0007_s2_q.tflite")
+    scores = [outcome.results["files"][name]["sets"]["test"] for name in names]
+    assert scores[0]["accuracy"] == pytest.approx(scores[1]["accuracy"], abs=0.005)
+    assert scores[0]["accuracy"] == pytest.approx(scores[2]["accuracy"], abs=0.03)
+    assert all(0 <= score["ties"] < 0.2 for score in scores)
+
+
+@pytest.mark.slow
+def test_manifest_tells_what_a_firmware_needs(everywhere):
+    outcome, _ = everywhere
+    papers = json.loads((outcome.run_dir / "manifest.json").read_text())
+    manifest.check(papers)
+    by_name = {entry["name"]: entry for entry in papers["files"]}
+    entry = by_name["cnn32_quantized.tflite"]
+    assert entry["input"]["encoding"] == "int8 = pixel - 128"
+    assert (entry["input"]["scale"], entry["input"]["zero_point"]) == (1 / 128, 0)
+    assert entry["scores"]["test"]["accuracy"] == outcome.results["files"][entry["name"]]["sets"]["test"]["accuracy"]
+    assert by_name["dig-class100_0007_s2_q.tflite"]["input"]["channels"] == 3
+    assert by_name["cnn32_esphome.tflite"]["targets"] == ["esphome"]
+
+
+@pytest.mark.slow
+def test_golden_pictures_prove_the_files(everywhere):
+    outcome, _ = everywhere
+    for name in ("cnn32_quantized", "cnn32_ptq", "cnn32_esphome", "dig-class100_0007_s2_q"):
+        golden = manifest.read_golden(outcome.run_dir / "golden" / f"{name}.npz")
+        content = bytearray((outcome.run_dir / f"{name}.tflite").read_bytes())
+        assert len(golden.inputs) == 16
+        assert manifest.differing(bytes(content), golden) == 0
+        assert (outcome.run_dir / "golden" / f"{name}.h").read_text().startswith("/* Golden pictures")
+
+
+def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
+    def refuse(target, content, *_):
+        return targets.Verdict(target, False, ("too large for the chip",), (), None, "operator table")
+
+    monkeypatch.setattr(targets, "gate", refuse)
+    outcome = train(tiny())
+    assert not (outcome.run_dir / "cnn32_quantized.tflite").exists()
+    assert (outcome.run_dir / "cnn32_float.tflite").exists()
+    assert outcome.results["devices"]["tflite_micro"]["accepted"] is False
+    text = "tflite_micro refuses cnn32_quantized.tflite: too large for the chip"
+    assert session.refusals(outcome) == [text]
+    assert text in session.summary([outcome])
+
+
+def test_without_devices_the_plain_file_comes_out_ungated(tiny, monkeypatch):
+    monkeypatch.setattr(targets, "gate", lambda *_: pytest.fail("nobody asked"))
+    outcome = train(tiny(deploy_targets=[], quantized_io_type="float32"))
+    assert (outcome.run_dir / "cnn32_quantized.tflite").exists()
+    assert outcome.results["devices"] == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"deploy_targets": ["arduino"]}, "unknown target 'arduino': known are tflite_micro"),
+        ({"quantized_io_type": "float32"}, "QUANTIZED_IO_TYPE = 'float32': tflite_micro .* takes int8 or uint8"),
+        ({"deploy_targets": ["ai_on_the_edge"]}, "NB_CLASSES = 10: ai_on_the_edge .* set it to 100"),
+        ({"deploy_targets": ["ai_on_the_edge"], "input_width": 24}, "needs INPUT_HEIGHT = 32, INPUT_WIDTH = 20"),
+        ({"deploy_targets": ["ai_on_the_edge"], "nb_classes": 100, "model_version": "../1"}, "can't be part of a file"),
+    ],
+)
+def test_what_a_device_would_refuse_is_refused_before_training(tiny, overrides, message):
+    with pytest.raises((SettingsError, targets.TargetError), match=message):
+        targets.check(tiny(**overrides))
+
+
+def test_own_architectures_are_free_of_kernels_that_chips_get_wrong(trained_run, rng):
+    import models
+    from utils import export
+
+    for name in models.available():
+        architecture = models.get(name)
+        if architecture.quantizable:
+            model = architecture.build((32, 20, 1), 100)
+            images = rng.integers(0, 256, (100, 32, 20, 1)).astype(np.uint8)
+            content = export.quantized_tflite(model, images, "int8")
+            assert targets.gate("tflite_micro", content, 100, False).warnings == (), name
+
+
+def test_tflite_micro_is_there_where_the_tests_run():
+    assert micro.available()

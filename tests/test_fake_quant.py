@@ -1,0 +1,186 @@
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers
+
+import models
+from utils import evaluation, export, fake_quant, labels
+from utils.synthetic import draw
+
+
+def plain(x):
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2D(16, 3, activation="relu")(layers.MaxPooling2D()(x))
+    return layers.Dense(24, activation="relu")(layers.Flatten()(x))
+
+
+def depthwise(x):
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x)))
+    x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, use_bias=False)(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.Conv2D(16, 1)(layers.AveragePooling2D(2)(x))
+    return layers.GlobalAveragePooling2D()(layers.ReLU(6.0)(layers.BatchNormalization(scale=False)(x)))
+
+
+def residual(x):
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(x))
+    x = layers.ReLU()(layers.Add()([x, y]))
+    y = layers.BatchNormalization(center=False)(layers.Conv2D(8, 3, padding="same")(x))
+    return layers.GlobalAveragePooling2D()(layers.Add()([x, y]))
+
+
+def ghost(x):
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x)))
+    cheap = layers.ReLU()(layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same")(x)))
+    x = layers.MaxPooling2D()(layers.Concatenate()([x, cheap]))
+    return layers.Flatten()(layers.Conv2D(8, 3, activation="relu")(x))
+
+
+def concat(x):
+    a = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
+    b = layers.LeakyReLU(0.1)(layers.Conv2D(6, 1)(x))
+    x = layers.Concatenate()([a, b, layers.ZeroPadding2D(1)(layers.MaxPooling2D(3, strides=1)(a))])
+    # A batch normalisation behind a ReLU has nothing to fold into.
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, activation="relu")(x))
+    return layers.GlobalAveragePooling2D()(layers.Dropout(0.3)(x))
+
+
+GRAPHS = {graph.__name__: graph for graph in (plain, depthwise, residual, ghost, concat)}
+
+
+def build(graph, nb_classes: int = 10) -> keras.Model:
+    keras.utils.set_random_seed(3)
+    image = keras.Input((32, 20, 1), name="image")
+    x = layers.Rescaling(1 / 128, offset=-1)(image)
+    model = keras.Model(image, layers.Dense(nb_classes)(graph(x)), name=graph.__name__)
+    rng = np.random.default_rng(3)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            spread = [rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()]
+            layer.set_weights(spread)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return draw(500, seed=4).images.mean(axis=-1, keepdims=True).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", params=[*GRAPHS, *(n for n in models.available() if models.get(n).quantizable)])
+def case(request, images):
+    """A model after some training, its fake-quantised clone, and the file made of it."""
+    graph = request.param
+    model = build(GRAPHS[graph]) if graph in GRAPHS else models.get(graph).build((32, 20, 1), 10)
+    keras.utils.set_random_seed(3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.003), loss)
+    model.fit(images, labels.to_classes(draw(500, seed=4).tenths, 10), batch_size=50, epochs=5, verbose=0)
+    quantized = fake_quant.quantize(model, images[:300])
+    return model, quantized, export.integer_tflite(quantized, "int8")
+
+
+def test_the_clone_computes_what_the_model_does(case, images):
+    model, quantized, _ = case
+    expected, logits = (evaluation.keras_logits(one, images) for one in (model, quantized))
+    assert np.corrcoef(expected.ravel(), logits.ravel())[0, 1] > 0.995
+    assert not any(isinstance(layer, layers.BatchNormalization) for layer in quantized.layers)
+
+
+def test_the_file_computes_what_the_clone_does(case, images):
+    _, quantized, content = case
+    expected, logits = evaluation.keras_logits(quantized, images), evaluation.tflite_logits(content, images)
+    low, high = list(fake_quant.ranges(quantized).values())[-1]
+    step = (high - low) / fake_quant.LEVELS
+    assert (np.abs(expected - logits) > 2.01 * step).mean() < 0.01
+    # After so little training many pictures are undecided; a step's difference may tip those.
+    decided = np.ptp(np.sort(expected, axis=1)[:, -2:], axis=1) > 1.5 * step
+    agree = expected.argmax(axis=1) == logits.argmax(axis=1)
+    assert agree[decided].mean() >= 0.99
+    assert agree.mean() >= 0.95
+
+
+def test_the_file_has_exactly_the_ranges_of_the_clone(case):
+    _, quantized, content = case
+    details = Interpreter(model_content=content).get_tensor_details()
+    in_file = [detail["quantization"][0] for detail in details if detail["dtype"] == np.int8]
+    for name, (low, high) in fake_quant.ranges(quantized).items():
+        scale = (high - low) / fake_quant.LEVELS
+        assert min(abs(found / scale - 1) for found in in_file if found) < 1e-5, name
+    assert {np.dtype(detail["dtype"]) for detail in details} <= {np.dtype(np.int8), np.dtype(np.int32)}
+
+
+def test_input_range_is_fixed_and_logits_end_below_the_faintest_winner(case, images):
+    model, quantized, _ = case
+    found = fake_quant.ranges(quantized)
+    assert next(iter(found.values())) == fake_quant.INPUT_RANGE
+    low, high = list(found.values())[-1]
+    logits = evaluation.keras_logits(model, images[:300])
+    expected = min(0, max(logits.min(), logits.max(axis=1).min() - fake_quant.LOGITS_MARGIN))
+    step = (high - low) / fake_quant.LEVELS
+    assert low == pytest.approx(expected, abs=step)
+    assert high == pytest.approx(logits.max(), abs=step)
+
+
+def test_zero_falls_on_a_step():
+    low, high = fake_quant.whole_zero_point(-0.37, 2.11)
+    scale = (high - low) / 255
+    assert -low / scale == pytest.approx(round(-low / scale), abs=1e-9)
+    assert scale == pytest.approx(2.48 / 255)
+    assert fake_quant.whole_zero_point(1.0, 3.0) == pytest.approx((0.0, 3.0))
+    assert fake_quant.whole_zero_point(0.0, 0.0)[1] > 0
+
+
+def test_weights_are_rounded_as_the_converter_does(rng):
+    kernel = rng.normal(0, 1, (3, 3, 4, 8)).astype(np.float32)
+    rounded = keras.ops.convert_to_numpy(fake_quant._rounded(kernel, (0, 1, 2)))
+    scale = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    np.testing.assert_allclose(rounded, np.round(kernel / scale) * scale, atol=1e-6)
+
+
+def test_gradient_passes_the_rounding(rng):
+    import tensorflow as tf
+
+    kernel = tf.Variable(rng.normal(0, 1, (3, 4)).astype(np.float32))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(fake_quant._rounded(kernel, (0, 1)) * 3.0)
+    np.testing.assert_allclose(tape.gradient(loss, kernel), np.full((3, 4), 3.0), atol=1e-5)
+
+
+def test_ranges_follow_in_training_unless_fixed():
+    follows, fixed = fake_quant.ActivationRange(), fake_quant.ActivationRange(averaging=False)
+    values = keras.ops.convert_to_tensor([[-2.0, 6.0]])
+    for layer in (follows, fixed):
+        layer.set_weights(np.array([-1.0, 4.0], np.float32))
+        layer(values, training=False)
+        assert layer.get_weights() == [-1.0, 4.0]
+        layer(values, training=True)
+    assert follows.get_weights() == pytest.approx([-1.01, 4.02])
+    assert fixed.get_weights() == [-1.0, 4.0]
+
+
+def test_rgb_input_reads_grey_pictures_alike(images):
+    quantized = fake_quant.quantize(build(plain), images[:300])
+    rgb = fake_quant.with_rgb_input(quantized)
+    expected = evaluation.keras_logits(quantized, images)
+    logits = evaluation.keras_logits(rgb, np.repeat(images, 3, axis=-1))
+    assert rgb.input_shape == (None, 32, 20, 3)
+    assert np.corrcoef(expected.ravel(), logits.ravel())[0, 1] > 0.998
+    assert fake_quant.with_rgb_input(rgb) is rgb
+    content = export.integer_tflite(rgb, "float32")
+    from_file = evaluation.tflite_logits(content, np.repeat(images, 3, axis=-1))
+    assert (from_file.argmax(axis=1) == logits.argmax(axis=1)).mean() > 0.97
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: layers.SeparableConv2D(4, 3, name="odd"), r"layer odd \(SeparableConv2D\) can't be quantised"),
+        (lambda: layers.Conv2D(4, 3, activation="gelu", name="odd"), "layer odd: put its activation into a layer"),
+    ],
+)
+def test_what_cannot_be_quantised_is_named(layer, message, images):
+    with pytest.raises(fake_quant.QuantizationError, match=message):
+        fake_quant.quantize(build(lambda x: layers.Flatten()(layer()(x))), images)

@@ -1,0 +1,223 @@
+import copy
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests import device_files
+from utils import manifest, micro, runs, targets
+
+TRAINING = manifest.Training("d1" * 8, "5e" * 32, "PTQ")
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return device_files.quantised()
+
+
+@pytest.fixture(scope="module")
+def verdicts(content) -> list[targets.Verdict]:
+    return [targets.gate(name, content, 10, False) for name in targets.TARGETS]
+
+
+@pytest.fixture
+def built(content, verdicts) -> dict:
+    entry = manifest.file_entry("a.tflite", content, 10, verdicts, {"accuracy": 0.9}, TRAINING, 0.6)
+    return copy.deepcopy(manifest.build([entry]))
+
+
+def test_what_the_manifest_says(built, content):
+    (entry,) = built["files"]
+    assert built["format"] == 1
+    assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+    assert entry["bytes"] == len(content)
+    assert entry["targets"] == ["tflite_micro"]
+    assert entry["input"] == {
+        **{"height": 32, "width": 20, "channels": 1, "channel_order": "GRAY"},
+        **{"dtype": "int8", "scale": 1 / 128, "zero_point": 0, "encoding": "int8 = pixel - 128"},
+    }
+    assert (entry["output"]["count"], entry["output"]["meaning"]) == (10, "logits")
+    assert entry["classes"]["names"] == "class = digit"
+    assert entry["recommended_confidence"] == 0.6
+    assert entry["operators"] == ["CONV_2D", "FULLY_CONNECTED", "MAX_POOL_2D", "RESHAPE"]
+    assert entry["scores"] == {"accuracy": 0.9}
+    assert entry["training"] == {"data_fingerprint": "d1" * 8, "settings_sha256": "5e" * 32, "mode": "PTQ"}
+
+
+def test_a_manifest_survives_its_file(built, tmp_path):
+    runs.write_json(tmp_path / "manifest.json", built)
+    read = json.loads((tmp_path / "manifest.json").read_text())
+    manifest.check(read)
+    assert read == built
+
+
+def test_colour_tenths_and_probabilities():
+    content = device_files.floating(channels=3, classes=100, body=device_files.probable)
+    verdict = targets.gate("ai_on_the_edge", content, 100, False)
+    (entry,) = manifest.build([manifest.file_entry("b.tflite", content, 100, [verdict], {}, TRAINING)])["files"]
+    assert entry["targets"] == ["ai_on_the_edge"]
+    assert (entry["input"]["channel_order"], entry["input"]["scale"]) == ("RGB", None)
+    assert entry["input"]["encoding"] == "float32 = pixel 0..255"
+    assert entry["output"]["meaning"] == "probabilities"
+    assert entry["classes"]["names"] == "class / 10 = digit.tenth"
+    assert entry["recommended_confidence"] is None
+
+
+@pytest.mark.parametrize(("measured", "recommended"), [(None, None), (1, 1024), (10240, 12288), (10241, 13312)])
+def test_recommended_memory_is_a_fifth_more_in_whole_kibibytes(measured, recommended):
+    assert manifest.recommended_arena(measured) == recommended
+
+
+def test_memory_comes_from_the_verdicts(built, verdicts):
+    measured = built["files"][0]["arena"]["measured_bytes"]
+    assert measured == verdicts[0].arena_bytes
+    assert built["files"][0]["arena"]["recommended_bytes"] == manifest.recommended_arena(measured)
+
+
+CHANGES = {
+    "manifest.format": 2,
+    "manifest.files": {},
+    "manifest.files[0].name": "../a.tflite",
+    "manifest.files[0].sha256": "ab",
+    "manifest.files[0].bytes": True,
+    "manifest.files[0].targets[0]": "toaster",
+    "manifest.files[0].input.height": 0,
+    "manifest.files[0].input.channels": 2,
+    "manifest.files[0].input.channel_order": "RGB",
+    "manifest.files[0].input.dtype": "int16",
+    "manifest.files[0].input.scale": "1/128",
+    "manifest.files[0].input.zero_point": 0.5,
+    "manifest.files[0].output.meaning": ["logits"],
+    "manifest.files[0].classes.count": 100,
+    "manifest.files[0].recommended_confidence": 1.5,
+    "manifest.files[0].operators": "CONV_2D",
+    "manifest.files[0].scores": [1],
+    "manifest.files[0].training.mode": "FAST",
+    "manifest.files[0].arena.recommended_bytes": 7,
+}
+
+
+def holder(built: dict, path: str):
+    """The container and the key of what a path such as manifest.files[0].name names."""
+    keys = [int(key) if key.isdigit() else key for key in re.findall(r"\w+", path)[1:]]
+    for key in keys[:-1]:
+        built = built[key]
+    return built, keys[-1]
+
+
+@pytest.mark.parametrize(("path", "value"), CHANGES.items())
+def test_an_impossible_value_is_named(built, path, value):
+    built["files"][0]["arena"].update(measured_bytes=9000, recommended_bytes=11264)
+    manifest.check(built)
+    within, key = holder(built, path)
+    within[key] = value
+    with pytest.raises(manifest.ManifestError, match=re.escape(f"{path}: ")):
+        manifest.check(built)
+
+
+def paths(value, path: str = "manifest"):
+    for key, item in value.items():
+        yield f"{path}.{key}"
+        if isinstance(item, dict) and key != "scores":
+            yield from paths(item, f"{path}.{key}")
+
+
+def test_every_missing_and_every_unknown_key_is_named(built):
+    names = [*paths({"format": 1, "files": []}), *paths(built["files"][0], "manifest.files[0]")]
+    assert len(names) > 35
+    for path in names:
+        damaged = copy.deepcopy(built)
+        within, key = holder(damaged, path)
+        del within[key]
+        with pytest.raises(manifest.ManifestError, match=re.escape(f"{path}: is missing")):
+            manifest.check(damaged)
+        within.update({key: holder(built, path)[0][key], "extra": 1})
+        with pytest.raises(manifest.ManifestError, match=r"extra: is unknown"):
+            manifest.check(damaged)
+
+
+@pytest.mark.parametrize("value", [None, [], "manifest", 3])
+def test_what_is_no_manifest_is_refused(value):
+    with pytest.raises(manifest.ManifestError, match="needs an object"):
+        manifest.check(value)
+
+
+def test_two_files_of_one_name_are_refused(built):
+    with pytest.raises(manifest.ManifestError, match="occurs twice"):
+        manifest.build(built["files"] * 2)
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
+def test_golden_pictures_come_back_from_their_archive(io_type, tmp_path):
+    content, images = device_files.quantised(io_type), device_files.pictures(20)
+    golden = manifest.golden(content, images)
+    assert (golden.inputs.shape, golden.inputs.dtype) == ((16, 32, 20, 1), np.dtype(io_type))
+    assert (golden.outputs.shape, golden.outputs.dtype) == ((16, 10), np.dtype(io_type))
+    np.testing.assert_array_equal(golden.inputs, micro.encode(images[:16], io_type))
+    runs.write(tmp_path / "golden.npz", lambda partial: manifest.golden_npz(partial, golden))
+    read = manifest.read_golden(tmp_path / "golden.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["golden.npz"]
+    np.testing.assert_array_equal(read.inputs, golden.inputs)
+    np.testing.assert_array_equal(read.outputs, golden.outputs)
+    assert (read.made_with, manifest.differing(content, read)) == (golden.made_with, 0)
+
+
+def test_grey_golden_pictures_serve_a_file_that_takes_rgb():
+    golden = manifest.golden(device_files.quantised("float32", channels=3, classes=100), device_files.pictures(3))
+    assert (golden.inputs.shape, golden.outputs.shape) == ((3, 32, 20, 3), (3, 100))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_changed_weights_show_in_the_golden_outputs(content, installed, monkeypatch):
+    if installed and not micro.available():
+        pytest.skip("tflite-micro is not installed")
+    monkeypatch.setattr(micro, "available", lambda: installed)
+    golden = manifest.golden(content, device_files.pictures(16))
+    assert golden.made_with == ("TFLite Micro" if installed else "LiteRT reference kernels")
+    assert manifest.differing(content, golden) == 0
+    assert manifest.differing(device_files.with_other_weights(content), golden) > 8
+
+
+def numbers(header: str, array: str) -> list[float]:
+    block = re.search(rf"{array}\[.*?= \{{(.*?)\}};", header, re.DOTALL)[1]
+    return [float(text.rstrip("f")) for text in re.findall(r"-?[0-9][0-9.e+-]*f?", block)]
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
+def test_the_header_holds_the_golden_values_and_compiles(io_type, tmp_path):
+    golden = manifest.golden(device_files.quantised(io_type), device_files.pictures(16))
+    header = manifest.golden_header("7-seg*/ë.tflite", golden)
+    np.testing.assert_array_equal(np.array(numbers(header, "_inputs"), np.float32), golden.inputs.ravel())
+    np.testing.assert_array_equal(np.array(numbers(header, "_outputs"), np.float32), golden.outputs.ravel())
+    assert header.isascii()
+    if not shutil.which("gcc"):
+        return
+    (tmp_path / "golden.h").write_text(header)
+    (tmp_path / "main.c").write_text(
+        '#include "golden.h"\n#include "golden.h"\n'
+        "int main(void) { return MODEL_7_SEG____TFLITE_PICTURES - 16 + (int)sizeof(model_7_seg____tflite_inputs[0])"
+        " + (int)model_7_seg____tflite_outputs[15][MODEL_7_SEG____TFLITE_OUTPUT_SIZE - 1]; }\n"
+    )
+    flags = ["-fsyntax-only", "-std=c99", "-pedantic-errors", "-Wall", "-Werror"]
+    subprocess.run(["gcc", *flags, str(tmp_path / "main.c")], check=True)
+
+
+def test_the_text_for_esphome():
+    content = device_files.quantised("uint8")
+    text = manifest.companion_text("a_esphome.tflite", content, 10, 10240)
+    assert "Input shape: [1, 32, 20, 1] (batch, height, width, channels: grey)\n" in text
+    assert "Input type: uint8 (uint8 = pixel 0..255)\n" in text
+    assert "Classes: 10 (class = digit)\n" in text
+    assert "Recommended tensor arena: 12 KB\n" in text
+    # The way the component finds the operators to compile in.
+    section = re.search(r"Unique operator types:.*?(?=\n\s*\n|\Z)", text, re.DOTALL)[0]
+    found = re.findall(r"^\s*([A-Z][A-Z0-9_]*):\s+(\d+)\s*$", section, re.MULTILINE)
+    assert dict(found) == {
+        **{"CONV_2D": "2", "FULLY_CONNECTED": "1", "MAX_POOL_2D": "2"},
+        **{"QUANTIZE": "2", "RESHAPE": "1"},
+    }
+    assert "arena: not measured" in manifest.companion_text("a_esphome.tflite", content, 10)

@@ -1,0 +1,80 @@
+"""Quantisation-aware training, on a network that has learnt something."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import models
+from utils import evaluation, export, fake_quant, loader, runs, training
+from utils import settings as settings_module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    source = {"name": "synthetic", "type": "synthetic", "count": 8000}
+    settings = settings_module.load(data_sources=[source], epochs=10, batch_size=64, augment=False)
+    splits = loader.load(settings)
+    folder = tmp_path_factory.mktemp("qat")
+    training.fit(models.get("cnn32").build(settings.input_shape, 10), splits, settings, folder)
+    model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
+    return model, settings, splits, loader.calibration_images(splits, 500, seed=0)
+
+
+def right(content: bytes, splits) -> float:
+    held = np.concatenate([splits.measured["test"], splits.validation])
+    predicted = evaluation.tflite_logits(content, splits.pool.images(held)).argmax(axis=1)
+    return float((predicted == splits.pool.classes(held)).mean())
+
+
+def unbalanced(model: keras.Model, spread: float) -> keras.Model:
+    """The same function with channels of very different size: each convolution's times 2^u, undone by the next."""
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    rng = np.random.default_rng(1)
+    convolutions = [layer for layer in clone.layers if isinstance(layer, keras.layers.Conv2D)]
+    for first, second in itertools.pairwise(convolutions):
+        factor = 2 ** rng.uniform(-spread, spread, first.filters)
+        kernel, bias = first.get_weights()
+        first.set_weights([kernel * factor, bias * factor])
+        kernel, bias = second.get_weights()
+        second.set_weights([kernel / factor[:, None], bias])
+    return clone
+
+
+@pytest.mark.slow
+def test_training_moves_the_ranges_but_for_the_input_and_the_logits(trained):
+    model, settings, splits, calibration = trained
+    quantized = fake_quant.quantize(model, calibration)
+    before = fake_quant.ranges(quantized)
+    settings = dataclasses.replace(settings, qat_epochs=1)
+    best = training.fit_quantized(quantized, splits, settings)
+    after = fake_quant.ranges(quantized)
+    first, *middle, last = before
+    assert (after[first], after[last]) == (before[first], before[last])
+    assert all(after[name] != before[name] for name in middle)
+    assert best["epoch"] == 1
+    content = export.integer_tflite(quantized, "int8")
+    images = splits.pool.images(splits.measured["test"])
+    expected, logits = evaluation.keras_logits(quantized, images), evaluation.tflite_logits(content, images)
+    assert (expected.argmax(axis=1) == logits.argmax(axis=1)).mean() >= 0.98
+    step = (after[last][1] - after[last][0]) / fake_quant.LEVELS
+    assert (np.abs(expected - logits) > 2.01 * step).mean() <= 0.01
+
+
+@pytest.mark.slow
+def test_qat_wins_back_what_unbalanced_channels_cost(trained):
+    model, settings, splits, calibration = trained
+    odd = unbalanced(model, spread=4)
+    images = splits.pool.images(splits.measured["test"])
+    np.testing.assert_allclose(evaluation.keras_logits(odd, images), evaluation.keras_logits(model, images), atol=1e-3)
+    balanced = right(export.quantized_tflite(model, calibration, "int8"), splits)
+    quantized = fake_quant.quantize(odd, calibration)
+    after_ptq = right(export.integer_tflite(quantized, "int8"), splits)
+    assert balanced - after_ptq > 0.05, "the channels were to cost something"
+    settings = dataclasses.replace(settings, qat_epochs=5, qat_learning_rate=0.3)
+    training.fit_quantized(quantized, splits, settings)
+    after_qat = right(export.integer_tflite(quantized, "int8"), splits)
+    assert after_qat - after_ptq >= 2 / 3 * (balanced - after_ptq)

@@ -1,0 +1,135 @@
+"""From a trained model to the files that devices take: conversion, the gate, and the papers that go with them."""
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from utils import export, fake_quant, loader, manifest, runs, targets, training
+from utils import settings as settings_module
+from utils.loader import Splits
+from utils.quantization import QuantizationMode
+from utils.settings import Settings
+from utils.targets import Verdict
+
+log = logging.getLogger(__name__)
+
+MANIFEST_FILE = "manifest.json"
+GOLDEN_FOLDER = "golden"
+GOLDEN_PICTURES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceFile:
+    """One TFLite file; ``kind`` is float, ptq or qat.
+
+    ``verdict`` is its device's, None if no device asked for it; ``companion`` names the text that goes with it, if any.
+    """
+
+    name: str
+    content: bytes
+    kind: str
+    verdict: Verdict | None = None
+    companion: str | None = None
+
+
+def make(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode) -> list[DeviceFile]:
+    """Converts a trained model for every device and asks each whether it takes the file; writes nothing.
+
+    With ``USE_QAT`` the model is trained on with fake quantisation first, and a post-training file stands beside it.
+
+    Raises:
+        QuantizationError, ExportError: a conversion failed.
+    """
+    files = [DeviceFile(f"{model.name}_float.tflite", export.float_tflite(model), "float")]
+    if not mode.int8:
+        return files
+    calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
+    quantized = fake_quant.quantize(model, calibration)
+    kind = "ptq"
+    if mode.qat:
+        content = export.integer_tflite(quantized, settings.quantized_io_type)
+        files.append(DeviceFile(f"{model.name}_ptq.tflite", content, kind))
+        log.info("training %s on with fake quantisation", model.name)
+        training.fit_quantized(quantized, splits, settings)
+        kind = "qat"
+    samples = splits.pool.images(splits.validation[: targets.MAX_PICTURES])
+    # The plain quantised file comes out in any case; the first device takes it as it is.
+    for target in dict.fromkeys([None, *settings.deploy_targets]):
+        if target is None and "tflite_micro" in settings.deploy_targets:
+            continue
+        files.append(_for_device(quantized, target, kind, samples, settings))
+    return files
+
+
+def _for_device(
+    quantized: keras.Model, target: str | None, kind: str, samples: np.ndarray, settings: Settings
+) -> DeviceFile:
+    device = targets.get(target or "tflite_micro")
+    source = fake_quant.with_rgb_input(quantized) if device.rgb else quantized
+    content = export.integer_tflite(source, device.io_type or settings.quantized_io_type)
+    name = targets.file_name(device.name, quantized.name, settings.nb_classes, settings.model_version)
+    if target is None:
+        return DeviceFile(name, content, kind)
+    verdict = targets.gate(target, content, settings.nb_classes, targets.SOFT_LABELS, samples)
+    for text in verdict.reasons:
+        log.error("%s refuses %s: %s", target, name, text)
+    for text in verdict.warnings:
+        log.warning("%s, %s: %s", target, name, text)
+    companion = targets.companion_name(target, quantized.name, settings.nb_classes, settings.model_version)
+    return DeviceFile(name, content, kind, verdict, companion)
+
+
+def accepted(files: list[DeviceFile]) -> list[DeviceFile]:
+    """Files that no device has refused: these alone are written."""
+    return [file for file in files if file.verdict is None or file.verdict.accepted]
+
+
+def facts(files: list[DeviceFile]) -> dict[str, dict]:
+    """The verdict of each device, for ``results.json``."""
+    verdicts = [(file.name, dataclasses.asdict(file.verdict)) for file in files if file.verdict]
+    return {
+        verdict.pop("target"): {
+            **{"file": name, **verdict},
+            **{kind: list(verdict[kind]) for kind in ("reasons", "warnings")},
+        }
+        for name, verdict in verdicts
+    }
+
+
+def write_papers(
+    run_dir: Path, files: list[DeviceFile], splits: Splits, settings: Settings, mode: str, scores: dict
+) -> None:
+    """Writes ``manifest.json``, companions, and ``golden/`` pictures with the exact outputs of each quantised file."""
+    settings_hash = hashlib.sha256(settings_module.to_json(settings).encode()).hexdigest()
+    origin = manifest.Training(splits.fingerprint, settings_hash, mode)
+    entries = []
+    for file in files:
+        verdicts = [file.verdict] if file.verdict else []
+        entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
+        nb_classes = settings.nb_classes
+        entries.append(manifest.file_entry(file.name, file.content, nb_classes, verdicts, entry_scores, origin))
+        if file.kind != "float":
+            _write_golden(run_dir, file, splits)
+        if file.companion:
+            text = manifest.companion_text(file.name, file.content, nb_classes, file.verdict.arena_bytes)
+            runs.write(run_dir / file.companion, lambda partial, text=text: partial.write_text(text))
+    runs.write_json(run_dir / MANIFEST_FILE, manifest.build(entries))
+
+
+def _plain(scores: dict) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if not isinstance(value, dict)}
+
+
+def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:
+    measured = np.concatenate(list(splits.measured.values()))
+    chosen = measured[np.linspace(0, len(measured) - 1, GOLDEN_PICTURES).astype(int)]
+    golden = manifest.golden(file.content, splits.pool.images(chosen))
+    (run_dir / GOLDEN_FOLDER).mkdir(exist_ok=True)
+    stem = run_dir / GOLDEN_FOLDER / Path(file.name).stem
+    header = manifest.golden_header(file.name, golden)
+    runs.write(stem.with_suffix(".npz"), lambda partial: manifest.golden_npz(partial, golden))
+    runs.write(stem.with_suffix(".h"), lambda partial: partial.write_text(header))

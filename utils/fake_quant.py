@@ -1,0 +1,313 @@
+"""Fake quantisation: a model's clone that rounds as the 8-bit file will, for PTQ and QAT alike.
+
+Batch normalisation is folded into the convolution or dense layer before it, and a range stands behind every tensor
+that TensorFlow Lite materialises. Ranges observed on calibration pictures make post-training quantisation; trained
+with fake-quantised weights for some epochs, the same model makes quantisation-aware training (Jacob et al. 2018,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"). Weights are symmetric,
+per channel for convolutions and per tensor for dense layers, with the scales that the TensorFlow Lite converter
+chooses by itself: ``max|w| / 127``.
+"""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from utils.errors import UserError
+
+LEVELS = 255  # steps of an 8-bit tensor
+INPUT_RANGE = (-1.0, 127 / 128)  # of pixel / 128 - 1: scale 1/128, zero point 0
+# How far the logits' range reaches below the faintest largest logit. What lies lower is next to nothing after softmax,
+# but would make the steps so wide that the two largest logits often fall on the same one.
+LOGITS_MARGIN = 6.0
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue; OpenCV's grey has the same
+RANGE_SUFFIX = "_range"
+RANGE_MOMENTUM = 0.99
+
+WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
+# These hand values on unchanged, so TensorFlow Lite gives their output the scale of their input.
+TRANSPARENT = (
+    *(layers.MaxPooling2D, layers.AveragePooling2D, layers.Flatten, layers.Reshape, layers.Dropout),
+    *(layers.ZeroPadding2D, layers.Identity, layers.InputLayer),
+)
+OTHERS = (
+    *(layers.Rescaling, layers.BatchNormalization, layers.ReLU, layers.LeakyReLU, layers.Activation, layers.Add),
+    *(layers.Concatenate, layers.Multiply, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
+)
+
+
+class QuantizationError(UserError):
+    """A model has a layer that can't be quantised. The message names it."""
+
+
+@keras.saving.register_keras_serializable("digit_recognizer")
+class ActivationRange(layers.Layer):
+    """Rounds to the 256 steps of a range ``low .. high``; with ``averaging`` it follows what it sees in training."""
+
+    def __init__(self, averaging: bool = True, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.averaging = averaging
+        self.low = self.add_weight(shape=(), initializer="zeros", trainable=False, name="low")
+        self.high = self.add_weight(shape=(), initializer="zeros", trainable=False, name="high")
+
+    def call(self, x, training=False):
+        if training and self.averaging:
+            self._follow(self.low, ops.minimum(ops.min(x), 0.0))
+            self._follow(self.high, ops.maximum(ops.max(x), 0.0))
+        return keras.quantizers.fake_quant_with_min_max_vars(x, self.low, self.high, num_bits=8)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "averaging": self.averaging}
+
+    @staticmethod
+    def _follow(variable, value) -> None:
+        variable.assign(RANGE_MOMENTUM * variable + (1 - RANGE_MOMENTUM) * value)
+
+
+class FakeQuantConv2D(layers.Conv2D):
+    """Convolution with 8-bit weights, one scale an output channel."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, _rounded(kernel, (0, 1, 2)))
+
+
+class FakeQuantDepthwiseConv2D(layers.DepthwiseConv2D):
+    """Depthwise convolution with 8-bit weights, one scale a channel."""
+
+    def call(self, inputs):
+        x = ops.depthwise_conv(
+            inputs, _rounded(self.kernel, (0, 1)), self.strides, self.padding, self.data_format, self.dilation_rate
+        )
+        return self.activation(x + self.bias)
+
+
+class FakeQuantDense(layers.Dense):
+    """Dense layer with 8-bit weights and one scale: older TFLite Micro computes per-channel ones wrongly."""
+
+    def call(self, inputs, training=None):
+        return self.activation(ops.matmul(inputs, _rounded(self.kernel, (0, 1))) + self.bias)
+
+
+FAKE_QUANT = {
+    layers.Conv2D: FakeQuantConv2D,
+    layers.DepthwiseConv2D: FakeQuantDepthwiseConv2D,
+    layers.Dense: FakeQuantDense,
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    folded: dict[str, str]  # batch normalisation -> the layer it goes into
+    ranged: tuple[str, ...]  # layers with a range behind them
+    fixed: tuple[str, ...]  # those of them whose range training does not move
+
+
+def quantize(model: keras.Model, calibration: np.ndarray) -> keras.Model:
+    """A clone of ``model`` with fake-quantised weights and activations, ranges set from pictures; ready for QAT.
+
+    Args:
+        model: starts with ``Rescaling(1/128, offset=-1)``, ends in logits; raw pixels in.
+        calibration: training pictures ``(N, H, W, C)`` uint8; the ranges are the extremes seen on them, but for the
+            input's, which is fixed, and the logits', which ends ``LOGITS_MARGIN`` below the faintest largest one.
+
+    Raises:
+        QuantizationError: a layer that can't be quantised.
+    """
+    plan = _plan(model)
+    quantized = _clone(model, plan, FAKE_QUANT, rescaling=True)
+    _copy_folded(model, quantized, plan)
+    for name, ends in _observe(model, plan, calibration).items():
+        quantized.get_layer(name + RANGE_SUFFIX).set_weights(np.array(ends, np.float32))
+    return quantized
+
+
+def ranges(quantized: keras.Model) -> dict[str, tuple[float, float]]:
+    """Low and high end of every activation range, by name, as the file will have them."""
+    found = {layer.name: layer for layer in quantized.layers if isinstance(layer, ActivationRange)}
+    return {name: whole_zero_point(float(layer.low), float(layer.high)) for name, layer in found.items()}
+
+
+def deployable(quantized: keras.Model) -> keras.Model:
+    """What is converted: plain layers, the ranges, no rescaling; takes ``pixel / 128 - 1``.
+
+    The weights are left to the converter, which rounds them to the same values; fake-quantised dense weights would
+    make it fail.
+    """
+    plain = {fake: layer for layer, fake in FAKE_QUANT.items()}
+    core = _clone(quantized, _Plan({}, (), ()), plain, rescaling=False)
+    for layer in core.layers:
+        layer.set_weights(quantized.get_layer(layer.name).get_weights())
+    for name, ends in ranges(quantized).items():
+        core.get_layer(name).set_weights(np.array(ends, np.float32))
+    return core
+
+
+def with_rgb_input(quantized: keras.Model) -> keras.Model:
+    """The same network for RGB pictures: grey by the usual weights (ITU-R BT.601), which go into the first kernel.
+
+    Returns a grey model's clone that takes ``(N, H, W, 3)``; an RGB model comes back as it is.
+    """
+    if quantized.input_shape[-1] == 3:
+        return quantized
+    config = quantized.get_config()
+    shape = config["layers"][0]["config"]["batch_shape"]
+    config["layers"][0]["config"]["batch_shape"] = (*shape[:-1], 3)
+    for layer in config["layers"]:
+        # It holds the shapes for a grey input.
+        layer.pop("build_config", None)
+    kinds = {kind.__name__: kind for kind in (ActivationRange, *FAKE_QUANT.values())}
+    with keras.utils.custom_object_scope(kinds):
+        rgb = type(quantized).from_config(config)
+    for layer in rgb.layers:
+        weights = quantized.get_layer(layer.name).get_weights()
+        if weights and weights[0].shape != layer.weights[0].shape:
+            # Padding is zero in every channel, and the weights add up to one: not a value changes.
+            weights[0] = weights[0] * np.reshape(GREY_WEIGHTS, (3, 1)).astype(np.float32)
+        layer.set_weights(weights)
+    return rgb
+
+
+def whole_zero_point(low: float, high: float) -> tuple[float, float]:
+    """Moves a range that holds 0 by less than a step so that 0 falls on one, as the 8-bit format demands."""
+    low, high = min(low, 0.0), max(high, 0.0, low + 1e-6)
+    scale = (high - low) / LEVELS
+    steps_below = round(-low / scale)
+    return -steps_below * scale, (LEVELS - steps_below) * scale
+
+
+def _rounded(kernel, axes: tuple[int, ...]):
+    limit = ops.stop_gradient(ops.maximum(ops.max(ops.abs(kernel), axis=axes, keepdims=True), 1e-6))
+    scaled = ops.clip(kernel / limit * 127, -127, 127)
+    # The gradient passes as if nothing had been rounded (straight-through estimator, Bengio et al. 2013).
+    return (scaled + ops.stop_gradient(ops.round(scaled) - scaled)) * (limit / 127)
+
+
+def _parents(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+
+
+def _plan(model: keras.Model) -> _Plan:
+    if not isinstance(model.layers[1], layers.Rescaling):
+        raise QuantizationError(f"{model.name} does not start with a Rescaling layer: build it on _blocks.image_input")
+    consumers = {layer.name: [] for layer in model.layers}
+    for layer in model.layers:
+        _check(layer)
+        for parent in _parents(layer):
+            consumers[parent.name].append(layer)
+    folded = {
+        layer.name: parent.name
+        for layer in model.layers
+        if isinstance(layer, layers.BatchNormalization)
+        for parent in _parents(layer)
+        if isinstance(parent, WEIGHTED) and _linear(parent) and len(consumers[parent.name]) == 1
+    }
+    ranged = [
+        layer.name
+        for layer in model.layers
+        if not isinstance(layer, TRANSPARENT) and not _fused_into_next(layer, consumers[layer.name], folded)
+    ]
+    return _Plan(folded, tuple(ranged), (model.layers[1].name, _last(model)))
+
+
+def _last(model: keras.Model) -> str:
+    return model.output._keras_history.operation.name
+
+
+def _check(layer: keras.layers.Layer) -> None:
+    if not isinstance(layer, (*WEIGHTED, *TRANSPARENT, *OTHERS)):
+        raise QuantizationError(
+            f"layer {layer.name} ({type(layer).__name__}) can't be quantised; build it from"
+            f" {', '.join(sorted(kind.__name__ for kind in (*WEIGHTED, *OTHERS)))}"
+        )
+    if isinstance(layer, WEIGHTED) and not (_linear(layer) or _is_relu(layer)):
+        raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
+    flat = isinstance(layer, layers.BatchNormalization) and len(layer.output.shape) != 4
+    if flat and not isinstance(_parents(layer)[0], WEIGHTED):
+        raise QuantizationError(f"layer {layer.name}: put the batch normalisation right behind the dense layer")
+    if len(layer._inbound_nodes) > 1:
+        raise QuantizationError(f"layer {layer.name} is used more than once: a shared layer can't be quantised")
+
+
+def _linear(layer: keras.layers.Layer) -> bool:
+    return layer.activation is keras.activations.linear
+
+
+def _is_relu(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, layers.ReLU):
+        return layer.max_value in (None, 6) and not layer.negative_slope and not layer.threshold
+    return getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
+
+
+def _fused_into_next(layer: keras.layers.Layer, consumers: list, folded: dict[str, str]) -> bool:
+    """True where TensorFlow Lite makes one operator of a layer and its only consumer."""
+    if len(consumers) != 1:
+        return False
+    (consumer,) = consumers
+    if folded.get(consumer.name) == layer.name or isinstance(consumer, layers.Concatenate):
+        # A concatenation's inputs have its scale, so its own range speaks for them.
+        return True
+    linear = (isinstance(layer, WEIGHTED) and _linear(layer)) or isinstance(layer, layers.Add) or layer.name in folded
+    return linear and _is_relu(consumer) and not isinstance(consumer, WEIGHTED)
+
+
+def _clone(model: keras.Model, plan: _Plan, kinds: dict[type, type], rescaling: bool) -> keras.Model:
+    def make(layer):
+        if layer.name in plan.folded or (isinstance(layer, layers.Rescaling) and not rescaling):
+            return layers.Identity(name=layer.name)
+        if isinstance(layer, layers.BatchNormalization):
+            # With nothing to fold into it is a 1x1 depthwise convolution; as it stands it would stay float.
+            return kinds[layers.DepthwiseConv2D](1, name=layer.name)
+        config = layer.get_config()
+        if type(layer) in kinds:
+            return kinds[type(layer)].from_config({**config, "use_bias": True})
+        return type(layer).from_config(config)
+
+    def call(layer, *inputs, mask=None, **options):
+        x = layer(*inputs, **options)
+        if layer.name not in plan.ranged:
+            return x
+        return ActivationRange(averaging=layer.name not in plan.fixed, name=layer.name + RANGE_SUFFIX)(x)
+
+    return keras.models.clone_model(model, clone_function=make, call_function=call)
+
+
+def _copy_folded(model: keras.Model, clone: keras.Model, plan: _Plan) -> None:
+    norms = {target: model.get_layer(norm) for norm, target in plan.folded.items()}
+    for layer in model.layers:
+        if isinstance(layer, WEIGHTED):
+            kernel, *bias = layer.get_weights()
+            bias = bias[0] if bias else np.zeros(layer.output.shape[-1], np.float32)
+            if layer.name in norms:
+                kernel, bias = _fold(layer, kernel, bias, norms[layer.name])
+            clone.get_layer(layer.name).set_weights([kernel, bias])
+        elif isinstance(layer, layers.BatchNormalization) and layer.name not in plan.folded:
+            factor, offset = _factor_and_offset(layer)
+            clone.get_layer(layer.name).set_weights([factor[None, None, :, None], offset])
+        elif layer.name not in plan.folded:
+            clone.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def _fold(layer, kernel: np.ndarray, bias: np.ndarray, norm: layers.BatchNormalization) -> tuple:
+    factor, offset = _factor_and_offset(norm)
+    per_kernel = factor.reshape(kernel.shape[-2:]) if isinstance(layer, layers.DepthwiseConv2D) else factor
+    return kernel * per_kernel, bias * factor + offset
+
+
+def _factor_and_offset(norm: layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    mean, variance = (ops.convert_to_numpy(value) for value in (norm.moving_mean, norm.moving_variance))
+    gamma = ops.convert_to_numpy(norm.gamma) if norm.scale else np.ones_like(mean)
+    beta = ops.convert_to_numpy(norm.beta) if norm.center else np.zeros_like(mean)
+    factor = gamma / np.sqrt(variance + norm.epsilon)
+    return factor, beta - mean * factor
+
+
+def _observe(model: keras.Model, plan: _Plan, calibration: np.ndarray) -> dict[str, tuple[float, float]]:
+    probe = keras.Model(model.input, {name: model.get_layer(name).output for name in plan.ranged})
+    seen = probe.predict(calibration, batch_size=256, verbose=0)
+    found = {name: (float(values.min()), float(values.max())) for name, values in seen.items()}
+    first, last = plan.fixed
+    found[first] = INPUT_RANGE
+    low, high = found[last]
+    found[last] = (max(low, float(seen[last].max(axis=1).min()) - LOGITS_MARGIN), high)
+    return {name: whole_zero_point(*ends) for name, ends in found.items()}

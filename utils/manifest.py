@@ -1,0 +1,361 @@
+"""The papers that go with exported files: ``manifest.json``, golden inputs and outputs, a C header, a text for ESPHome.
+
+A program that loads a file finds in the manifest what it would otherwise have to guess: what to do with a pixel, what
+an output means, how much memory to set aside. :data:`SCHEMA` is the format, :func:`check` holds a manifest against it.
+The golden pictures show on the device itself whether its kernels compute what this computer computed.
+"""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import micro, tflite_file
+from utils.errors import UserError
+from utils.targets import TARGETS, Verdict
+
+FORMAT = 1
+GOLDEN_PICTURES = 16
+ARENA_MARGIN = 1.2
+ARENA_NOTE = (
+    "measured in TFLite Micro on a computer with 64-bit pointers, where it is larger than on the chip; "
+    "recommended: 20 % more, rounded up to 1 KiB, for the scratch memory of kernels made for the chip"
+)
+ENCODINGS = {"int8": "int8 = pixel - 128", "uint8": "uint8 = pixel 0..255", "float32": "float32 = pixel 0..255"}
+CLASS_NAMES = {
+    10: "class = digit",
+    11: "class = digit, class 10 = not readable",
+    100: "class / 10 = digit.tenth",
+}
+DECODINGS = {
+    "logits": "class = index of the largest output; confidence = softmax of the dequantised outputs",
+    "probabilities": "class = index of the largest output; confidence = that output, dequantised",
+}
+
+# One key a line: a type, a set of the values allowed, a text the value must match (regular expression), a tuple of
+# alternatives, a list (every item like its one element) or a dict (exactly these keys). ANY is any mapping of texts.
+ANY = object()
+FILE_SCHEMA = {
+    "name": r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    "sha256": r"[0-9a-f]{64}",
+    "bytes": int,
+    "targets": [frozenset(TARGETS)],
+    "input": {
+        "height": int,
+        "width": int,
+        "channels": frozenset({1, 3}),
+        "channel_order": frozenset({"GRAY", "RGB"}),
+        "dtype": frozenset(ENCODINGS),
+        "scale": (float, None),
+        "zero_point": (int, None),
+        "encoding": str,
+    },
+    "output": {
+        "dtype": frozenset(ENCODINGS),
+        "scale": (float, None),
+        "zero_point": (int, None),
+        "count": int,
+        "meaning": frozenset(DECODINGS),
+    },
+    "classes": {"count": int, "names": str, "decoding": str},
+    "recommended_confidence": (float, None),
+    "arena": {"measured_bytes": (int, None), "recommended_bytes": (int, None), "note": str},
+    "operators": [str],
+    "scores": ANY,
+    "training": {
+        "data_fingerprint": str,
+        "settings_sha256": r"[0-9a-f]{64}",
+        "mode": frozenset({"FLOAT", "PTQ", "QAT"}),
+    },
+}
+SCHEMA = {"format": frozenset({FORMAT}), "files": [FILE_SCHEMA]}
+
+
+class ManifestError(UserError):
+    """A manifest doesn't follow the format. The message names the key."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a model comes from; ``mode`` is FLOAT, PTQ or QAT."""
+
+    data_fingerprint: str
+    settings_sha256: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Pictures ``(N, H, W, C)`` as the file takes them, its exact outputs ``(N, classes)``, and what computed them."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    made_with: str
+
+
+def file_entry(
+    name: str,
+    content: bytes,
+    nb_classes: int,
+    verdicts: Sequence[Verdict],
+    scores: Mapping[str, Any],
+    training: Training,
+    recommended_confidence: float | None = None,
+) -> dict[str, Any]:
+    """What the manifest says about one file.
+
+    Args:
+        name: its name in the run folder.
+        content: the TFLite file.
+        nb_classes: 10, 11 or 100.
+        verdicts: of :func:`utils.targets.gate`; the accepting ones become ``targets``.
+        scores: figures measured on this file, as JSON values.
+        training: where the model comes from.
+        recommended_confidence: 0..1, below it a reading is better thrown away.
+
+    Raises:
+        FileError: no TFLite file.
+    """
+    facts = tflite_file.read(content)
+    _, height, width, channels = facts.input.shape
+    meaning = "probabilities" if facts.gives_probabilities else "logits"
+    return {
+        "name": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "targets": [verdict.target for verdict in verdicts if verdict.accepted],
+        "input": {
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "channel_order": "GRAY" if channels == 1 else "RGB",
+            **_number_format(facts.input),
+            "encoding": ENCODINGS[facts.input.dtype],
+        },
+        "output": {**_number_format(facts.output), "count": facts.output.shape[-1], "meaning": meaning},
+        "classes": {"count": nb_classes, "names": CLASS_NAMES[nb_classes], "decoding": DECODINGS[meaning]},
+        "recommended_confidence": recommended_confidence,
+        "arena": _arena(verdicts),
+        "operators": list(facts.operators),
+        "scores": dict(scores),
+        "training": dict(vars(training)),
+    }
+
+
+def build(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The content of ``manifest.json`` from what :func:`file_entry` gave for each file.
+
+    Raises:
+        ManifestError: an entry doesn't follow the format.
+    """
+    manifest = {"format": FORMAT, "files": list(entries)}
+    check(manifest)
+    return manifest
+
+
+def check(manifest: Any) -> None:
+    """Holds a manifest against :data:`SCHEMA`.
+
+    Raises:
+        ManifestError: names the first key that is missing, unknown or has an impossible value.
+    """
+    _check(manifest, SCHEMA, "manifest")
+    names = Counter(entry["name"] for entry in manifest["files"])
+    for number, entry in enumerate(manifest["files"]):
+        for key, wrong in _contradictions(entry, names):
+            raise ManifestError(f"manifest.files[{number}].{key}: {wrong}")
+
+
+def recommended_arena(measured: int | None) -> int | None:
+    """Bytes to set aside on the device for a measured arena: 20 % more, rounded up to 1 KiB."""
+    return None if measured is None else math.ceil(measured * ARENA_MARGIN / 1024) * 1024
+
+
+def golden(content: bytes, images: np.ndarray) -> Golden:
+    """Runs the first 16 pictures ``(N, H, W, C)`` uint8 through a file, in TFLite Micro where it is installed.
+
+    Only for files that a gate has accepted: TFLite Micro takes a damaged graph on trust.
+
+    Raises:
+        FileError: no TFLite file.
+        MicroError: the file doesn't run, or takes other pictures.
+    """
+    inputs = micro.inputs_for(tflite_file.read(content), images[:GOLDEN_PICTURES])
+    if micro.available():
+        return Golden(inputs, micro.run(content, inputs), "TFLite Micro")
+    return Golden(inputs, micro.reference(content, inputs), "LiteRT reference kernels")
+
+
+def differing(content: bytes, expected: Golden) -> int:
+    """Number of golden pictures for which a file now gives other outputs than recorded; 0 if nothing has changed.
+
+    Raises:
+        FileError: no TFLite file.
+        MicroError: the file doesn't run, or the outputs were recorded with TFLite Micro and it is missing here.
+    """
+    run = micro.run if expected.made_with == "TFLite Micro" else micro.reference
+    found = run(content, expected.inputs)
+    return int((found != expected.outputs).any(axis=1).sum())
+
+
+def golden_npz(path: Path, value: Golden) -> None:
+    """Writes ``inputs``, ``outputs`` and ``made_with`` as a NumPy archive, to be used through ``runs.write``."""
+    with open(path, "wb") as file:
+        np.savez_compressed(file, inputs=value.inputs, outputs=value.outputs, made_with=value.made_with)
+
+
+def read_golden(path: Path) -> Golden:
+    """Reads what :func:`golden_npz` wrote."""
+    with np.load(path) as archive:
+        return Golden(archive["inputs"], archive["outputs"], str(archive["made_with"]))
+
+
+def golden_header(name: str, value: Golden) -> str:
+    """C99 header with the golden pictures and outputs of the file ``name`` as constant arrays."""
+    stem = re.sub(r"\W", "_", name, flags=re.ASCII).lower()
+    stem = stem if stem[:1].isalpha() else f"model_{stem}"
+    upper = stem.upper()
+    inputs, outputs = (array.reshape(len(array), -1) for array in (value.inputs, value.outputs))
+    return "\n".join(
+        [
+            f"/* Golden pictures of {re.sub(r'[^ -.0-~]', '_', name)}, outputs computed by {value.made_with}. */",
+            f"#ifndef {upper}_GOLDEN_H",
+            f"#define {upper}_GOLDEN_H",
+            "#include <stdint.h>",
+            f"#define {upper}_PICTURES {len(inputs)}",
+            f"#define {upper}_INPUT_SIZE {inputs.shape[1]}",
+            f"#define {upper}_OUTPUT_SIZE {outputs.shape[1]}",
+            _c_array(f"{stem}_inputs", f"{upper}_PICTURES", f"{upper}_INPUT_SIZE", inputs),
+            _c_array(f"{stem}_outputs", f"{upper}_PICTURES", f"{upper}_OUTPUT_SIZE", outputs),
+            f"#endif /* {upper}_GOLDEN_H */",
+            "",
+        ]
+    )
+
+
+def companion_text(name: str, content: bytes, nb_classes: int, arena: int | None = None) -> str:
+    """The text next to the file ``name`` from which ESPHome's component takes the operators; ``arena`` as measured.
+
+    Raises:
+        FileError: no TFLite file.
+    """
+    facts = tflite_file.read(content)
+    source, target = facts.input, facts.output
+    recommended = recommended_arena(arena)
+    counts = sorted(Counter(node.operator for node in facts.nodes).items())
+    colour = "grey" if source.shape[-1] == 1 else "RGB"
+    lines = [
+        f"Model: {name}",
+        f"Size: {len(content)} bytes",
+        "",
+        f"Input shape: {list(source.shape)} (batch, height, width, channels: {colour})",
+        f"Input type: {source.dtype} ({ENCODINGS[source.dtype]})",
+        f"Output shape: {list(target.shape)}",
+        f"Output type: {target.dtype} (scale {target.scale}, zero point {target.zero_point})",
+        f"Classes: {nb_classes} ({CLASS_NAMES[nb_classes]})",
+        f"Recommended tensor arena: {recommended // 1024} KB"
+        if recommended
+        else "Recommended tensor arena: not measured",
+        "",
+        # The component's parser wants this heading, two spaces, and an empty line after the list.
+        f"Unique operator types: {len(counts)}",
+        *(f"  {operator}: {count}" for operator, count in counts),
+        "",
+        f"Multiply-accumulates: {facts.macs}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number_format(tensor: tflite_file.TensorFacts) -> dict[str, Any]:
+    return {"dtype": tensor.dtype, "scale": tensor.scale, "zero_point": tensor.zero_point}
+
+
+def _arena(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    measured = max((verdict.arena_bytes for verdict in verdicts if verdict.arena_bytes is not None), default=None)
+    return {"measured_bytes": measured, "recommended_bytes": recommended_arena(measured), "note": ARENA_NOTE}
+
+
+_C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "float32": "float"}
+
+
+def _c_array(name: str, rows: str, columns: str, values: np.ndarray) -> str:
+    dtype = str(values.dtype)
+    lines = ["    {" + ", ".join(map(_c_literal, row)) + "}," for row in values]
+    return "\n".join([f"static const {_C_TYPES[dtype]} {name}[{rows}][{columns}] = {{", *lines, "};"])
+
+
+def _c_literal(value: np.generic) -> str:
+    # Nine digits bring back every float32 exactly.
+    return f"{value:.8e}f" if isinstance(value, np.floating) else str(value)
+
+
+def _check(value: Any, wanted: Any, path: str) -> None:
+    if isinstance(wanted, tuple):
+        wanted = next((option for option in wanted if (option is None) == (value is None)), wanted[0])
+    if wanted is None:
+        return
+    if isinstance(wanted, dict):
+        _check_keys(value, wanted, path)
+    elif isinstance(wanted, list):
+        _need(isinstance(value, list), path, "needs a list")
+        for number, item in enumerate(value):
+            _check(item, wanted[0], f"{path}[{number}]")
+    else:
+        _check_single(value, wanted, path)
+
+
+def _check_keys(value: Any, wanted: dict, path: str) -> None:
+    _need(isinstance(value, dict), path, "needs an object")
+    for key in wanted:
+        _need(key in value, f"{path}.{key}", "is missing")
+    for key in value:
+        _need(key in wanted, f"{path}.{key}", "is unknown")
+        _check(value[key], wanted[key], f"{path}.{key}")
+
+
+def _check_single(value: Any, wanted: Any, path: str) -> None:
+    if wanted is ANY:
+        _need(isinstance(value, dict) and all(isinstance(key, str) for key in value), path, "needs an object")
+    elif isinstance(wanted, frozenset):
+        # True == 1 in Python; JSON keeps them apart.
+        known = not isinstance(value, bool | list | dict) and value in wanted
+        _need(known, path, f"{value!r} is none of {', '.join(map(repr, sorted(wanted)))}")
+    elif isinstance(wanted, str):
+        _need(isinstance(value, str) and re.fullmatch(wanted, value), path, f"{value!r} has not the form {wanted}")
+    elif wanted is float:
+        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        _need(right, path, f"{value!r} is no number")
+    else:
+        _need(type(value) is wanted, path, f"{value!r} is not of type {wanted.__name__}")
+
+
+def _need(condition: Any, path: str, text: str) -> None:
+    if not condition:
+        raise ManifestError(f"{path}: {text}")
+
+
+def _contradictions(entry: dict[str, Any], names: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    source, arena, confidence = entry["input"], entry["arena"], entry["recommended_confidence"]
+    if names[entry["name"]] > 1:
+        yield "name", f"{entry['name']} occurs twice"
+    for key, number in (
+        ("bytes", entry["bytes"]),
+        ("input.height", source["height"]),
+        ("input.width", source["width"]),
+    ):
+        if number < 1:
+            yield key, f"{number} is less than 1"
+    if source["channel_order"] != ("GRAY" if source["channels"] == 1 else "RGB"):
+        yield "input.channel_order", f"{source['channel_order']} doesn't go with {source['channels']} channels"
+    if entry["classes"]["count"] != entry["output"]["count"]:
+        yield "classes.count", f"{entry['classes']['count']} classes but {entry['output']['count']} outputs"
+    if confidence is not None and not 0 <= confidence <= 1:
+        yield "recommended_confidence", f"{confidence} lies outside 0..1"
+    if (arena["measured_bytes"] or 0) > (arena["recommended_bytes"] or 0):
+        yield "arena.recommended_bytes", "is less than measured_bytes"
