@@ -135,13 +135,9 @@ def _run(
     with runs.hold(run_dir):
         log.info("training %s in %s", architecture.name, run_dir)
         fitted = training.fit(model, splits, settings, run_dir)
+        report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
+        # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
-        made = deployment.make(model, splits, settings, mode)
-        files = deployment.accepted(made)
-        for file in files:
-            runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
-        scores, recommended = _score(model, files, splits, run_dir)
-        deployment.write_papers(run_dir, files, splits, settings, mode.label, scores)
         results = {
             "architecture": architecture.name,
             "nb_classes": settings.nb_classes,
@@ -152,15 +148,25 @@ def _run(
             "multiply_accumulates": complexity.multiply_accumulates(model),
             "training": _training_facts(fitted),
             "data": splits.facts,
-            "files": scores,
-            "recommended": recommended,
-            "devices": deployment.facts(made),
+            **_deliver(model, splits, settings, mode, run_dir),
             "timing": {"training_s": round(fitted.seconds, 1), "run_s": round(time.monotonic() - started, 1)},
         }
-        report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
+
+
+def _deliver(
+    model: keras.Model, splits: Splits, settings: Settings, mode: quantization.QuantizationMode, run_dir: Path
+) -> dict:
+    """Converts, gates, writes and measures the files; returns their part of the results."""
+    made = deployment.make(model, splits, settings, mode)
+    files = deployment.accepted(made)
+    for file in files:
+        runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
+    scores, recommended = _score(model, files, splits, run_dir)
+    deployment.write_papers(run_dir, files, splits, settings, mode.label, scores)
+    return {"files": scores, "recommended": recommended, "devices": deployment.facts(made)}
 
 
 def _training_facts(fitted: training.Training) -> dict:
@@ -173,7 +179,7 @@ def _training_facts(fitted: training.Training) -> dict:
 def _score(
     model: keras.Model, files: list[deployment.DeviceFile], splits: Splits, run_dir: Path
 ) -> tuple[dict[str, dict], str]:
-    """Measures every file on every test set and draws the plots of the recommended one."""
+    """Measures every file on every test set and draws the plots of the recommended one, whose name comes second."""
     pool = splits.pool
     indices = np.concatenate(list(splits.measured.values()))
     images, classes = pool.images(indices), pool.classes(indices)
@@ -181,11 +187,13 @@ def _score(
     for file in files:
         logits[file.name] = evaluation.tflite_logits(file.content, images, file.name)
     reference = logits[runs.BEST_MODEL_FILE].argmax(axis=1)
-    bounds = np.cumsum([0, *map(len, splits.measured.values())])
-    parts = {name: slice(a, b) for name, a, b in zip(splits.measured, bounds, bounds[1:], strict=False)}
+    ends = np.cumsum([len(part) for part in splits.measured.values()])
     entries = {}
     for file, values in logits.items():
-        sets = {name: _scores(splits, indices[part], values[part], reference[part]) for name, part in parts.items()}
+        parts = zip(
+            splits.measured, *(np.split(array, ends[:-1]) for array in (indices, values, reference)), strict=True
+        )
+        sets = {name: _scores(splits, *part) for name, *part in parts}
         entries[file] = {"bytes": (run_dir / file).stat().st_size, "sets": sets}
     recommended = _recommend(files, splits)
     values, title = logits[recommended], f"{recommended} on {', '.join(splits.measured)}"
