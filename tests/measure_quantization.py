@@ -24,7 +24,7 @@ def main() -> None:
     console.import_tensorflow(memory_growth=True)
     import keras
 
-    from utils import evaluation, export, fake_quant, micro, runs, targets, training
+    from utils import evaluation, export, fake_quant, gate, micro, runs, training
 
     print("| model | file | exact | within 0.1 | `unseen_meters`: exact | within 0.1 | ties | equal to Micro | s |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -43,7 +43,7 @@ def main() -> None:
                 cells += [scores["accuracy"], scores["within_0.1"]]
             ties = equal = "-"
             if content:
-                images = splits.pool.images(splits.validation[: targets.MAX_PICTURES])
+                images = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
                 inputs = micro.encode(images, "int8")
                 equal = f"{np.mean(micro.run(content, inputs) == micro.reference(content, inputs)):.4f}"
                 ties = f"{evaluation.tie_share(np.concatenate(logits)):.4f}"
@@ -52,8 +52,13 @@ def main() -> None:
 
         images = [splits.pool.images(indices) for indices in splits.measured.values()]
         row("float", [evaluation.keras_logits(model, one) for one in images], 0)
-        started = time.monotonic()
         calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
+        started, margin = time.monotonic(), fake_quant.LOGITS_MARGIN
+        fake_quant.LOGITS_MARGIN = float("inf")
+        content = export.quantized_tflite(model, calibration, "int8")
+        logits = [evaluation.tflite_logits(content, one) for one in images]
+        row("PTQ, logits' full range", logits, time.monotonic() - started, content)
+        started, fake_quant.LOGITS_MARGIN = time.monotonic(), margin
         quantized = fake_quant.quantize(model, calibration)
         for kind in ("PTQ", "QAT"):
             if kind == "QAT":

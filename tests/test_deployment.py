@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from utils import loader, manifest, micro, session, targets
-from utils.settings import SettingsError
+from utils import gate, loader, manifest, micro, session, targets
 
 
 def train(settings):
@@ -80,9 +79,9 @@ def test_golden_pictures_prove_the_files(everywhere):
 
 def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
     def refuse(target, content, *_):
-        return targets.Verdict(target, False, ("too large for the chip",), (), None, "operator table")
+        return gate.Verdict(target, False, ("too large for the chip",), (), None, "operator table")
 
-    monkeypatch.setattr(targets, "gate", refuse)
+    monkeypatch.setattr(gate, "check", refuse)
     outcome = train(tiny())
     assert not (outcome.run_dir / "cnn32_quantized.tflite").exists()
     assert (outcome.run_dir / "cnn32_float.tflite").exists()
@@ -93,25 +92,10 @@ def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
 
 
 def test_without_devices_the_plain_file_comes_out_ungated(tiny, monkeypatch):
-    monkeypatch.setattr(targets, "gate", lambda *_: pytest.fail("nobody asked"))
+    monkeypatch.setattr(gate, "check", lambda *_: pytest.fail("nobody asked"))
     outcome = train(tiny(deploy_targets=[], quantized_io_type="float32"))
     assert (outcome.run_dir / "cnn32_quantized.tflite").exists()
     assert outcome.results["devices"] == {}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"deploy_targets": ["arduino"]}, "unknown target 'arduino': known are tflite_micro"),
-        ({"quantized_io_type": "float32"}, "QUANTIZED_IO_TYPE = 'float32': tflite_micro .* takes int8 or uint8"),
-        ({"deploy_targets": ["ai_on_the_edge"]}, "NB_CLASSES = 10: ai_on_the_edge .* set it to 100"),
-        ({"deploy_targets": ["ai_on_the_edge"], "input_width": 24}, "needs INPUT_HEIGHT = 32, INPUT_WIDTH = 20"),
-        ({"deploy_targets": ["ai_on_the_edge"], "nb_classes": 100, "model_version": "../1"}, "can't be part of a file"),
-    ],
-)
-def test_what_a_device_would_refuse_is_refused_before_training(tiny, overrides, message):
-    with pytest.raises((SettingsError, targets.TargetError), match=message):
-        targets.check(tiny(**overrides))
 
 
 def test_own_architectures_are_free_of_kernels_that_chips_get_wrong(trained_run, rng):
@@ -124,7 +108,7 @@ def test_own_architectures_are_free_of_kernels_that_chips_get_wrong(trained_run,
             model = architecture.build((32, 20, 1), 100)
             images = rng.integers(0, 256, (100, 32, 20, 1)).astype(np.uint8)
             content = export.quantized_tflite(model, images, "int8")
-            assert targets.gate("tflite_micro", content, 100, False).warnings == (), name
+            assert gate.check("tflite_micro", content, 100, False).warnings == (), name
 
 
 def test_tflite_micro_is_there_where_the_tests_run():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import device_files
-from utils import manifest, micro, runs, targets
+from utils import gate, manifest, micro, runs, targets
 
 TRAINING = manifest.Training("d1" * 8, "5e" * 32, "PTQ")
 
@@ -20,8 +20,8 @@ def content() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def verdicts(content) -> list[targets.Verdict]:
-    return [targets.gate(name, content, 10, False) for name in targets.TARGETS]
+def verdicts(content) -> list[gate.Verdict]:
+    return [gate.check(name, content, 10, False) for name in targets.TARGETS]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_manifest_survives_its_file(built, tmp_path):
 
 def test_colour_tenths_and_probabilities():
     content = device_files.floating(channels=3, classes=100, body=device_files.probable)
-    verdict = targets.gate("ai_on_the_edge", content, 100, False)
+    verdict = gate.check("ai_on_the_edge", content, 100, False)
     (entry,) = manifest.build([manifest.file_entry("b.tflite", content, 100, [verdict], {}, TRAINING)])["files"]
     assert entry["targets"] == ["ai_on_the_edge"]
     assert (entry["input"]["channel_order"], entry["input"]["scale"]) == ("RGB", None)

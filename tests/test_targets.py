@@ -1,220 +1,7 @@
-import dataclasses
-import re
-
-import numpy as np
 import pytest
 
-from tests import device_files
-from utils import micro, targets, tflite_file
-
-needs_micro = pytest.mark.skipif(not micro.available(), reason="tflite-micro is not installed")
-RGB_100 = {"channels": 3, "classes": 100}
-
-
-def for_device(target: str) -> bytes:
-    """A file that the device accepts."""
-    if target == "ai_on_the_edge":
-        return device_files.quantised("float32", **RGB_100)
-    return device_files.quantised("uint8" if target == "esphome" else "int8")
-
-
-def verdict(target: str, content: bytes, nb_classes: int | None = None, **more) -> targets.Verdict:
-    nb_classes = nb_classes or tflite_file.read(content).output.shape[-1]
-    return targets.gate(target, content, nb_classes, more.pop("soft_labels", False), **more)
-
-
-def reasons(*args, **more) -> str:
-    found = verdict(*args, **more)
-    assert not found.accepted
-    return "\n".join(found.reasons)
-
-
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_a_file_made_for_the_device_is_accepted(target):
-    found = verdict(target, for_device(target))
-    assert (found.target, found.accepted, found.reasons, found.warnings) == (target, True, (), ())
-    if micro.available():
-        assert found.checked_with == "TFLite Micro, loaded only"
-        assert found.arena_bytes == micro.arena_bytes(for_device(target))
-
-
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_without_tflite_micro_the_table_decides(target, monkeypatch):
-    monkeypatch.setattr(micro, "available", lambda: False)
-    found = verdict(target, for_device(target), images=device_files.pictures(4))
-    assert (found.accepted, found.arena_bytes) == (True, None)
-    assert found.checked_with == "operator table; tflite-micro is not installed"
-
-
-@needs_micro
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_sample_pictures_are_compared(target, monkeypatch):
-    ran = []
-
-    def counted(content, inputs):
-        ran.append(len(inputs))
-        return micro.reference(content, inputs)
-
-    monkeypatch.setattr(micro, "run", counted)
-    monkeypatch.setattr(targets, "MAX_PICTURES", 20)
-    # Grey pictures serve the file that takes RGB too.
-    found = verdict(target, for_device(target), images=device_files.pictures(30))
-    assert (found.accepted, ran) == (True, [20])
-    assert re.fullmatch(r"TFLite Micro, 20 pictures compared, (9[7-9]|100)\.\d\d% of outputs equal", found.checked_with)
-
-
-@pytest.mark.parametrize(
-    ("target", "io_type", "message"),
-    [
-        ("tflite_micro", "float32", "the input is float32; tflite_micro takes int8 or uint8"),
-        ("ai_on_the_edge", "int8", "the output is int8; ai_on_the_edge takes float32"),
-        ("esphome", "int8", "the input is int8; esphome takes uint8"),
-    ],
-)
-def test_wrong_number_types_are_refused(target, io_type, message):
-    assert message in reasons(target, device_files.quantised(io_type))
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ({"channels": 1}, "the input has 1 channel; ai_on_the_edge feeds 3 (RGB)"),
-        ({"size": (28, 20)}, "28 high and 20 wide; ai_on_the_edge feeds pictures 32 high and 20 wide"),
-        ({"size": (32, 12)}, "32 high and 12 wide"),
-    ],
-)
-def test_pictures_of_another_form_are_refused(shape, message):
-    content = device_files.quantised("float32", **{**RGB_100, **shape})
-    assert message in reasons("ai_on_the_edge", content)
-
-
-def test_an_average_is_unknown_to_ai_on_the_edge_alone():
-    content = device_files.quantised("float32", body=device_files.averaged, **RGB_100)
-    message = "operator MEAN is not compiled into the AI-on-the-edge-device firmware"
-    assert reasons("ai_on_the_edge", content) == message
-    assert verdict("tflite_micro", device_files.quantised(body=device_files.averaged)).accepted
-
-
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_a_foreign_operator_is_refused(target):
-    content = device_files.with_operator(for_device(target), "MAX_POOL_2D", "GELU")
-    assert reasons(target, content).startswith("operator GELU is not compiled into")
-
-
-def test_float_tensors_inside():
-    for target in ("tflite_micro", "esphome"):
-        assert "all) is float; " in reasons(target, device_files.floating())
-    found = verdict("ai_on_the_edge", device_files.floating(**RGB_100))
-    assert found.accepted
-    assert "tensors are float" in found.warnings[0]
-
-
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_another_number_of_classes_is_refused(target):
-    content = for_device(target)
-    assert "(1, 11) is needed for 11 classes" in reasons(target, content, 11)
-
-
-def test_ten_outputs_of_hard_labels_are_refused_by_ai_on_the_edge():
-    logits = device_files.quantised("float32", channels=3)
-    shares = device_files.floating(channels=3, body=device_files.probable)
-    assert "hard labels" in reasons("ai_on_the_edge", shares)
-    assert "hard labels" in reasons("ai_on_the_edge", logits)
-    assert "must be probabilities" in reasons("ai_on_the_edge", logits, soft_labels=True)
-    assert verdict("ai_on_the_edge", shares, soft_labels=True).accepted
-
-
-def test_a_number_of_outputs_that_ai_on_the_edge_cannot_decode_is_refused():
-    content = device_files.quantised("float32", channels=3, classes=12)
-    assert "can't decode 12 outputs; it knows 10 (a digit" in reasons("ai_on_the_edge", content)
-    assert verdict("tflite_micro", device_files.quantised(classes=12)).accepted
-
-
-def test_a_file_that_is_too_large_is_refused():
-    import ai_edge_litert.schema_py_generated as schema
-
-    def stuff(model):
-        model.buffers.append(schema.BufferT(data=np.zeros(1_400_000, np.uint8)))
-
-    content = device_files.edited(for_device("ai_on_the_edge"), stuff)
-    assert reasons("ai_on_the_edge", content) == f"the file has {len(content):,} bytes; ai_on_the_edge takes 1,363,148"
-
-
-@needs_micro
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_shapes_that_contradict_each_other_never_reach_tflite_micro(target, monkeypatch):
-    # It would write beyond its memory and end the process.
-    monkeypatch.setattr(micro, "_load", lambda content: pytest.fail("loaded"))
-    content = device_files.with_size(for_device(target), "CONV_2D", 3, 4000)
-    assert "contradict each other" in reasons(target, content)
-
-
-@needs_micro
-def test_a_file_that_needs_too_much_memory_is_refused(monkeypatch):
-    small = dataclasses.replace(targets.TARGETS["esphome"], max_arena_bytes=2048)
-    monkeypatch.setitem(targets.TARGETS, "esphome", small)
-    assert reasons("esphome", for_device("esphome")).endswith("bytes of memory; esphome has 2,048")
-
-
-def test_known_trouble_on_chips_is_a_warning():
-    found = verdict("tflite_micro", device_files.quantised(body=device_files.strided))
-    assert found.accepted
-    text = "\n".join(found.warnings)
-    assert len(found.warnings) == 3
-    assert "stride 2 and SAME padding on an even size" in text
-    assert "a depthwise convolution with stride 2" in text
-    assert "a dense layer of 40 inputs, no multiple of 16" in text
-
-
-def wrong_by(change):
-    """TFLite Micro as it would be if it computed the reference outputs and then changed them."""
-    return lambda content, inputs: change(micro.reference(content, inputs).astype(int)).astype(np.int8)
-
-
-def _last_bits(outputs):
-    outputs[:, ::9] -= 1
-    return outputs
-
-
-def _one_jump(outputs):
-    outputs[3, outputs[3].argmin()] += 2
-    return outputs
-
-
-def _other_digit(outputs):
-    row = outputs[3]
-    row[:] = np.arange(10)[::-1] if row.argmax() else np.arange(10)
-    return outputs
-
-
-@needs_micro
-@pytest.mark.parametrize(
-    ("change", "messages"),
-    [
-        (_last_bits, ["only 80.0% of the outputs in TFLite Micro equal LiteRT's; 97% are needed"]),
-        (_one_jump, ["an output in TFLite Micro is 2 steps off LiteRT's; 1 is the most that rounding explains"]),
-        (_other_digit, ["steps off", "TFLite Micro reads 1 of 60 pictures differently from LiteRT"]),
-    ],
-)
-def test_a_kernel_that_computes_something_else_is_noticed(change, messages, monkeypatch):
-    monkeypatch.setattr(micro, "run", wrong_by(change))
-    found = reasons("tflite_micro", device_files.quantised(), images=device_files.pictures(60))
-    for message in messages:
-        assert message in found
-
-
-@needs_micro
-def test_single_steps_are_rounding(monkeypatch):
-    def single(outputs):
-        outputs[::30, outputs[0].argmin()] += 1
-        return outputs
-
-    monkeypatch.setattr(micro, "run", wrong_by(single))
-    assert verdict("tflite_micro", device_files.quantised(), images=device_files.pictures(60)).accepted
-
-
-def test_a_tie_reads_either_way():
-    assert targets._tied(np.array([[3, 1, 3], [3, 1, 2]])).tolist() == [True, False]
+from utils import targets
+from utils.settings import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -240,11 +27,17 @@ def test_names_that_leave_the_folder_are_refused():
             targets.file_name("ai_on_the_edge", model, 100, version)
 
 
-def test_an_unknown_target_is_refused():
-    with pytest.raises(targets.TargetError, match="unknown target 'arduino': known are tflite_micro, ai_on_the_edge"):
-        verdict("arduino", device_files.quantised())
-
-
-def test_a_foreign_file_is_refused():
-    with pytest.raises(tflite_file.FileError):
-        targets.gate("esphome", device_files.quantised()[:-9], 10, False)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"deploy_targets": ["arduino"]}, "unknown target 'arduino': known are tflite_micro"),
+        ({"quantized_io_type": "float32"}, "QUANTIZED_IO_TYPE = 'float32': tflite_micro .* takes int8 or uint8"),
+        ({"deploy_targets": ["ai_on_the_edge"]}, "NB_CLASSES = 10: ai_on_the_edge .* set it to 100"),
+        ({"deploy_targets": ["ai_on_the_edge"], "input_width": 24}, "needs INPUT_HEIGHT = 32, INPUT_WIDTH = 20"),
+        ({"deploy_targets": ["ai_on_the_edge"], "nb_classes": 100, "model_version": "../1"}, "can't be part of a file"),
+    ],
+)
+def test_what_a_device_would_refuse_is_refused_before_training(tiny, overrides, message):
+    with pytest.raises((SettingsError, targets.TargetError), match=message):
+        targets.check(tiny(**overrides))
+    targets.check(tiny(**overrides, quantize_model=False))

@@ -8,12 +8,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils import export, fake_quant, loader, manifest, runs, targets, training
+from utils import export, fake_quant, gate, loader, manifest, runs, targets, training
 from utils import settings as settings_module
+from utils.gate import Verdict
 from utils.loader import Splits
 from utils.quantization import QuantizationMode
 from utils.settings import Settings
-from utils.targets import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
         log.info("training %s on with fake quantisation", model.name)
         training.fit_quantized(quantized, splits, settings)
         kind = "qat"
-    samples = splits.pool.images(splits.validation[: targets.MAX_PICTURES])
+    samples = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
     # The plain quantised file comes out in any case; the first device takes it as it is.
     for target in dict.fromkeys([None, *settings.deploy_targets]):
         if target is None and "tflite_micro" in settings.deploy_targets:
@@ -74,7 +74,7 @@ def _for_device(
     name = targets.file_name(device.name, quantized.name, settings.nb_classes, settings.model_version)
     if target is None:
         return DeviceFile(name, content, kind)
-    verdict = targets.gate(target, content, settings.nb_classes, targets.SOFT_LABELS, samples)
+    verdict = gate.check(target, content, settings.nb_classes, targets.SOFT_LABELS, samples)
     for text in verdict.reasons:
         log.error("%s refuses %s: %s", target, name, text)
     for text in verdict.warnings:

@@ -18,7 +18,8 @@ import numpy as np
 
 from utils import micro, tflite_file
 from utils.errors import UserError
-from utils.targets import TARGETS, Verdict
+from utils.gate import Verdict
+from utils.targets import TARGETS
 
 FORMAT = 1
 GOLDEN_PICTURES = 16
@@ -114,7 +115,7 @@ def file_entry(
         name: its name in the run folder.
         content: the TFLite file.
         nb_classes: 10, 11 or 100.
-        verdicts: of :func:`utils.targets.gate`; the accepting ones become ``targets``.
+        verdicts: of :func:`utils.gate.check`; the accepting ones become ``targets``.
         scores: figures measured on this file, as JSON values.
         training: where the model comes from.
         recommended_confidence: 0..1, below it a reading is better thrown away.

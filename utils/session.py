@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 import models
-from utils import complexity, console, deployment, evaluation, loader, quantization, report, runs, training
+from utils import complexity, console, deployment, evaluation, loader, quantization, report, runs, targets, training
 from utils.errors import UserError
 from utils.loader import Splits
 from utils.settings import Settings
@@ -124,6 +124,7 @@ def _attempt(name: str, settings: Settings, options: Options, splits: Splits, ru
 def _run(
     architecture: models.Architecture, settings: Settings, options: Options, splits: Splits, run_dir: Path | None
 ) -> Outcome:
+    targets.check(settings)
     mode = quantization.resolve(settings, architecture.name, architecture.quantizable)
     started = time.monotonic()
     keras.backend.clear_session()
