@@ -91,6 +91,12 @@ def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
     assert text in session.summary([outcome])
 
 
+def test_few_calibration_pictures_are_warned_about(tiny, caplog):
+    outcome = train(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 80}]))
+    assert "only 64 training pictures to calibrate on" in caplog.text
+    assert outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["n"] == 8
+
+
 def test_without_devices_the_plain_file_comes_out_ungated(tiny, monkeypatch):
     monkeypatch.setattr(gate, "check", lambda *_: pytest.fail("nobody asked"))
     outcome = train(tiny(deploy_targets=[], quantized_io_type="float32"))

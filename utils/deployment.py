@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FOLDER = "golden"
 GOLDEN_PICTURES = 16
+ENOUGH_TO_CALIBRATE = 100  # pictures; with ten a trial lost half a point, with one two and a half
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     if not mode.int8:
         return files
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
+    if len(calibration) < ENOUGH_TO_CALIBRATE:
+        log.warning("only %d training pictures to calibrate on: the quantised file may lose accuracy", len(calibration))
     quantized = fake_quant.quantize(model, calibration)
     kind = "ptq"
     if mode.qat:
