@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from utils import gate, loader, manifest, micro, session, targets
+from utils import gate, golden, loader, manifest, micro, session, targets
 
 
 def train(settings):
@@ -70,10 +70,10 @@ def test_manifest_tells_what_a_firmware_needs(everywhere):
 def test_golden_pictures_prove_the_files(everywhere):
     outcome, _ = everywhere
     for name in ("cnn32_quantized", "cnn32_ptq", "cnn32_esphome", "dig-class100_0007_s2_q"):
-        golden = manifest.read_golden(outcome.run_dir / "golden" / f"{name}.npz")
+        vectors = golden.read_npz(outcome.run_dir / "golden" / f"{name}.npz")
         content = bytearray((outcome.run_dir / f"{name}.tflite").read_bytes())
-        assert len(golden.inputs) == 16
-        assert manifest.differing(bytes(content), golden) == 0
+        assert len(vectors.inputs) == 16
+        assert golden.differing(bytes(content), vectors) == 0
         assert (outcome.run_dir / "golden" / f"{name}.h").read_text().startswith("/* Golden pictures")
 
 

@@ -2,14 +2,11 @@ import copy
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 
-import numpy as np
 import pytest
 
 from tests import device_files
-from utils import gate, manifest, micro, runs, targets
+from utils import gate, manifest, runs, targets
 
 TRAINING = manifest.Training("d1" * 8, "5e" * 32, "PTQ")
 
@@ -149,61 +146,6 @@ def test_what_is_no_manifest_is_refused(value):
 def test_two_files_of_one_name_are_refused(built):
     with pytest.raises(manifest.ManifestError, match="occurs twice"):
         manifest.build(built["files"] * 2)
-
-
-@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
-def test_golden_pictures_come_back_from_their_archive(io_type, tmp_path):
-    content, images = device_files.quantised(io_type), device_files.pictures(20)
-    golden = manifest.golden(content, images)
-    assert (golden.inputs.shape, golden.inputs.dtype) == ((16, 32, 20, 1), np.dtype(io_type))
-    assert (golden.outputs.shape, golden.outputs.dtype) == ((16, 10), np.dtype(io_type))
-    np.testing.assert_array_equal(golden.inputs, micro.encode(images[:16], io_type))
-    runs.write(tmp_path / "golden.npz", lambda partial: manifest.golden_npz(partial, golden))
-    read = manifest.read_golden(tmp_path / "golden.npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["golden.npz"]
-    np.testing.assert_array_equal(read.inputs, golden.inputs)
-    np.testing.assert_array_equal(read.outputs, golden.outputs)
-    assert (read.made_with, manifest.differing(content, read)) == (golden.made_with, 0)
-
-
-def test_grey_golden_pictures_serve_a_file_that_takes_rgb():
-    golden = manifest.golden(device_files.quantised("float32", channels=3, classes=100), device_files.pictures(3))
-    assert (golden.inputs.shape, golden.outputs.shape) == ((3, 32, 20, 3), (3, 100))
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_changed_weights_show_in_the_golden_outputs(content, installed, monkeypatch):
-    if installed and not micro.available():
-        pytest.skip("tflite-micro is not installed")
-    monkeypatch.setattr(micro, "available", lambda: installed)
-    golden = manifest.golden(content, device_files.pictures(16))
-    assert golden.made_with == ("TFLite Micro" if installed else "LiteRT reference kernels")
-    assert manifest.differing(content, golden) == 0
-    assert manifest.differing(device_files.with_other_weights(content), golden) > 8
-
-
-def numbers(header: str, array: str) -> list[float]:
-    block = re.search(rf"{array}\[.*?= \{{(.*?)\}};", header, re.DOTALL)[1]
-    return [float(text.rstrip("f")) for text in re.findall(r"-?[0-9][0-9.e+-]*f?", block)]
-
-
-@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
-def test_the_header_holds_the_golden_values_and_compiles(io_type, tmp_path):
-    golden = manifest.golden(device_files.quantised(io_type), device_files.pictures(16))
-    header = manifest.golden_header("7-seg*/ë.tflite", golden)
-    np.testing.assert_array_equal(np.array(numbers(header, "_inputs"), np.float32), golden.inputs.ravel())
-    np.testing.assert_array_equal(np.array(numbers(header, "_outputs"), np.float32), golden.outputs.ravel())
-    assert header.isascii()
-    if not shutil.which("gcc"):
-        return
-    (tmp_path / "golden.h").write_text(header)
-    (tmp_path / "main.c").write_text(
-        '#include "golden.h"\n#include "golden.h"\n'
-        "int main(void) { return MODEL_7_SEG____TFLITE_PICTURES - 16 + (int)sizeof(model_7_seg____tflite_inputs[0])"
-        " + (int)model_7_seg____tflite_outputs[15][MODEL_7_SEG____TFLITE_OUTPUT_SIZE - 1]; }\n"
-    )
-    flags = ["-fsyntax-only", "-std=c99", "-pedantic-errors", "-Wall", "-Werror"]
-    subprocess.run(["gcc", *flags, str(tmp_path / "main.c")], check=True)
 
 
 def test_the_text_for_esphome():

@@ -15,7 +15,7 @@ LAYERS = {
     2: ["models", "utils.sources", "utils.augmentation", "utils.quantization", "utils.micro"],
     3: ["utils.runs", "utils.readers", "utils.targets"],
     4: ["utils.loader", "utils.gate", "utils.export"],
-    5: ["utils.evaluation", "utils.report", "utils.training", "utils.manifest"],
+    5: ["utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"],
     6: ["utils.deployment"],
     7: ["utils.session"],
     8: ["train"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils import export, fake_quant, gate, loader, manifest, runs, targets, training
+from utils import export, fake_quant, gate, golden, loader, manifest, runs, targets, training
 from utils import settings as settings_module
 from utils.gate import Verdict
 from utils.loader import Splits
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FOLDER = "golden"
-GOLDEN_PICTURES = 16
 ENOUGH_TO_CALIBRATE = 100  # pictures; with ten a trial lost half a point, with one two and a half
 
 
@@ -129,10 +128,10 @@ def _plain(scores: dict) -> dict[str, float]:
 
 def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:
     measured = np.concatenate(list(splits.measured.values()))
-    chosen = measured[np.linspace(0, len(measured) - 1, GOLDEN_PICTURES).astype(int)]
-    golden = manifest.golden(file.content, splits.pool.images(chosen))
+    chosen = measured[np.linspace(0, len(measured) - 1, golden.PICTURES).astype(int)]
+    vectors = golden.make(file.content, splits.pool.images(chosen))
     (run_dir / GOLDEN_FOLDER).mkdir(exist_ok=True)
     stem = run_dir / GOLDEN_FOLDER / Path(file.name).stem
-    header = manifest.golden_header(file.name, golden)
-    runs.write(stem.with_suffix(".npz"), lambda partial: manifest.golden_npz(partial, golden))
+    header = golden.header(file.name, vectors)
+    runs.write(stem.with_suffix(".npz"), lambda partial: golden.write_npz(partial, vectors))
     runs.write(stem.with_suffix(".h"), lambda partial: partial.write_text(header))
