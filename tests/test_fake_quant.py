@@ -112,13 +112,13 @@ def test_the_file_has_exactly_the_ranges_of_the_clone(case):
     assert {np.dtype(detail["dtype"]) for detail in details} <= {np.dtype(np.int8), np.dtype(np.int32)}
 
 
-def test_input_range_is_fixed_and_logits_end_below_the_faintest_winner(case, images):
+def test_input_range_is_fixed_and_logits_end_below_a_faint_winner(case, images):
     model, quantized, _ = case
     found = fake_quant.ranges(quantized)
     assert next(iter(found.values())) == fake_quant.INPUT_RANGE
     low, high = list(found.values())[-1]
     logits = evaluation.keras_logits(model, images[:300])
-    expected = min(0, max(logits.min(), logits.max(axis=1).min() - fake_quant.LOGITS_MARGIN))
+    expected = min(0, max(logits.min(), np.percentile(logits.max(axis=1), 1) - fake_quant.LOGITS_MARGIN))
     step = (high - low) / fake_quant.LEVELS
     assert low == pytest.approx(expected, abs=step)
     assert high == pytest.approx(logits.max(), abs=step)

@@ -18,9 +18,11 @@ from utils.errors import UserError
 
 LEVELS = 255  # steps of an 8-bit tensor
 INPUT_RANGE = (-1.0, 127 / 128)  # of pixel / 128 - 1: scale 1/128, zero point 0
-# How far the logits' range reaches below the faintest largest logit. What lies lower is next to nothing after softmax,
-# but would make the steps so wide that the two largest logits often fall on the same one.
+# How far the logits' range reaches below a faint picture's largest logit (percent of the pictures with a lower one).
+# What lies lower is next to nothing after softmax, but would make the steps so wide that the two largest logits often
+# fall on the same one.
 LOGITS_MARGIN = 6.0
+FAINT_PERCENT = 1.0
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue; OpenCV's grey has the same
 RANGE_SUFFIX = "_range"
 RANGE_MOMENTUM = 0.99
@@ -109,7 +111,7 @@ def quantize(model: keras.Model, calibration: np.ndarray) -> keras.Model:
     Args:
         model: starts with ``Rescaling(1/128, offset=-1)``, ends in logits; raw pixels in.
         calibration: training pictures ``(N, H, W, C)`` uint8; the ranges are the extremes seen on them, but for the
-            input's, which is fixed, and the logits', which ends ``LOGITS_MARGIN`` below the faintest largest one.
+            input's, which is fixed, and the logits', which ends ``LOGITS_MARGIN`` below a faint picture's.
 
     Raises:
         QuantizationError: a layer that can't be quantised.
@@ -309,5 +311,6 @@ def _observe(model: keras.Model, plan: _Plan, calibration: np.ndarray) -> dict[s
     first, last = plan.fixed
     found[first] = INPUT_RANGE
     low, high = found[last]
-    found[last] = (max(low, float(seen[last].max(axis=1).min()) - LOGITS_MARGIN), high)
+    faint = float(np.percentile(seen[last].max(axis=1), FAINT_PERCENT))
+    found[last] = (max(low, faint - LOGITS_MARGIN), high)
     return {name: whole_zero_point(*ends) for name, ends in found.items()}
