@@ -88,7 +88,7 @@ def test_early_stopping_ends_training(fit):
 
 
 def test_a_loss_that_explodes_names_the_learning_rate(tiny, tmp_path):
-    recorder = training.Recorder(None, None, tmp_path, tiny(), [])
+    recorder = training.Recorder(None, tmp_path, tiny(), [])
     with pytest.raises(training.TrainingError, match="the loss is nan in epoch 3: set a lower LEARNING_RATE"):
         recorder.on_epoch_end(2, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []

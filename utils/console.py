@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,19 @@ def progress(iterable: Iterable | None, description: str, total: int | None = No
 
 
 @contextlib.contextmanager
+def native_stderr_into(kept: IO[bytes]) -> Iterator[None]:
+    """Sends what native code writes to stderr into an open file: it uses the descriptor, past ``sys.stderr``."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    os.dup2(kept.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@contextlib.contextmanager
 def quiet_native() -> Iterator[None]:
     """Keeps what native code writes to stderr back, and logs it if the block raises.
 
@@ -51,20 +65,14 @@ def quiet_native() -> Iterator[None]:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         yield
         return
-    sys.stderr.flush()
-    saved = os.dup(2)
     with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
         try:
-            yield
+            with native_stderr_into(kept):
+                yield
         except BaseException:
-            os.dup2(saved, 2)
             kept.seek(0)
             log.error("%s", kept.read().decode(errors="replace"))
             raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:

@@ -59,10 +59,9 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
         training.fit_quantized(quantized, splits, settings)
         kind = "qat"
     samples = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
-    # The plain quantised file comes out in any case; the first device takes it as it is.
-    for target in dict.fromkeys([None, *settings.deploy_targets]):
-        if target is None and "tflite_micro" in settings.deploy_targets:
-            continue
+    # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
+    plain = [] if "tflite_micro" in settings.deploy_targets else [None]
+    for target in dict.fromkeys([*plain, *settings.deploy_targets]):
         files.append(_for_device(quantized, target, kind, samples, settings))
     return files
 

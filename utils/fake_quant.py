@@ -43,7 +43,6 @@ class QuantizationError(UserError):
     """A model has a layer that can't be quantised. The message names it."""
 
 
-@keras.saving.register_keras_serializable("digit_recognizer")
 class ActivationRange(layers.Layer):
     """Rounds to the 256 steps of a range ``low .. high``; with ``averaging`` it follows what it sees in training."""
 

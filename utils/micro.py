@@ -3,12 +3,9 @@
 TFLite Micro comes as the package ``tflite-micro`` (Linux on x86_64); without it :func:`available` is False.
 """
 
-import contextlib
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from os import close, dup, dup2
+from collections.abc import Callable
 from types import ModuleType
 from typing import IO, Any
 
@@ -16,6 +13,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from utils import tflite_file
+from utils.console import native_stderr_into
 from utils.errors import UserError
 
 # Offered to every file; the memory is only touched where a file needs it.
@@ -94,7 +92,7 @@ def reference(content: bytes, inputs: np.ndarray) -> np.ndarray:
 
 
 def _reference_interpreter(content: bytes) -> Interpreter:
-    with tempfile.TemporaryFile() as unread, _stderr_into(unread):
+    with tempfile.TemporaryFile() as unread, native_stderr_into(unread):
         interpreter = Interpreter(
             model_content=content, num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
         )
@@ -121,7 +119,7 @@ def arena_bytes(content: bytes) -> int:
     # Asked of the allocator's own records: trying out smaller and smaller arenas would take twenty loads, and far too
     # small ones end in an assertion instead of an error.
     with tempfile.TemporaryFile() as kept:
-        with _stderr_into(kept):
+        with native_stderr_into(kept):
             interpreter.print_allocations()
         total = _ARENA_TOTAL.search(_text(kept))
     if not total:
@@ -152,7 +150,7 @@ def _speaking(action: Callable[[], Any]) -> Any:
     """Result of ``action``; TFLite Micro's bare RuntimeError is replaced by what it wrote to stderr."""
     with tempfile.TemporaryFile() as kept:
         try:
-            with _stderr_into(kept):
+            with native_stderr_into(kept):
                 return action()
         except (RuntimeError, ValueError) as error:
             raise MicroError(_explanation(_text(kept), error)) from error
@@ -168,19 +166,6 @@ def _explanation(text: str, error: Exception) -> str:
 
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-@contextlib.contextmanager
-def _stderr_into(kept: IO[bytes]) -> Iterator[None]:
-    # Native code writes to the descriptor, past sys.stderr.
-    sys.stderr.flush()
-    saved = dup(2)
-    dup2(kept.fileno(), 2)
-    try:
-        yield
-    finally:
-        dup2(saved, 2)
-        close(saved)
 
 
 def _text(kept: IO[bytes]) -> str:

@@ -77,10 +77,9 @@ class Recorder(keras.callbacks.Callback):
     All it knows follows from the rows, so a resumed run goes on exactly where the broken one was.
     """
 
-    def __init__(self, network: keras.Model, augmentation: Augmentation, run_dir: Path, settings: Settings, rows: list):
+    def __init__(self, network: keras.Model, run_dir: Path, settings: Settings, rows: list):
         super().__init__()
-        self.network, self.augmentation, self.run_dir, self.settings = network, augmentation, run_dir, settings
-        self.rows = rows
+        self.network, self.run_dir, self.settings, self.rows = network, run_dir, settings, rows
 
     @property
     def best_epoch(self) -> int:
@@ -95,9 +94,6 @@ class Recorder(keras.callbacks.Callback):
         patience = self.settings.early_stopping_patience
         stuck = bool(patience and self.rows and len(self.rows) - self.best_epoch >= patience)
         return stuck or len(self.rows) >= self.settings.epochs
-
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self.augmentation.start_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {name: float(value) for name, value in (logs or {}).items()}
@@ -140,18 +136,9 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -
     keras.utils.set_random_seed(settings.seed)
     trainer, augmentation = _trainer(model, splits, settings)
     rows = _resume(trainer, run_dir)
-    recorder = Recorder(model, augmentation, run_dir, settings, rows)
+    recorder = Recorder(model, run_dir, settings, rows)
     if not recorder.finished:
-        trainer.fit(
-            Batches(splits.pool, splits.train, settings.batch_size, settings.seed, epoch=len(rows)),
-            validation_data=Batches(splits.pool, splits.validation, 512),
-            initial_epoch=len(rows),
-            epochs=settings.epochs,
-            callbacks=[recorder, *_callbacks(model.name, settings)],
-            # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
-            shuffle=False,
-            verbose=0,
-        )
+        _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch, time.monotonic() - started)
 
 
@@ -170,17 +157,32 @@ def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) ->
     keras.utils.set_random_seed(settings.seed)
     trainer, augmentation = _trainer(quantized, splits, settings)
     best = keras.callbacks.EarlyStopping("val_loss", patience=settings.epochs, restore_best_weights=True)
+    history = _fit(trainer, augmentation, splits, settings, f"{quantized.name} QAT", best)
+    epoch = int(np.argmin(history["val_loss"]))
+    return {"epoch": epoch + 1, **{name: history[name][epoch] for name in history if name.startswith("val_")}}
+
+
+def _fit(
+    trainer: keras.Model,
+    augmentation: Augmentation,
+    splits: Splits,
+    settings: Settings,
+    description: str,
+    keeper: keras.callbacks.Callback,
+    initial_epoch: int = 0,
+) -> dict[str, list[float]]:
+    """Runs the epochs with ``keeper`` deciding what is kept and when to stop; returns the history."""
     seeds = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: augmentation.start_epoch(epoch))
-    history = trainer.fit(
-        Batches(splits.pool, splits.train, settings.batch_size, settings.seed),
+    return trainer.fit(
+        Batches(splits.pool, splits.train, settings.batch_size, settings.seed, epoch=initial_epoch),
         validation_data=Batches(splits.pool, splits.validation, 512),
+        initial_epoch=initial_epoch,
         epochs=settings.epochs,
-        callbacks=[seeds, best, *_callbacks(f"{quantized.name} QAT", settings)],
+        callbacks=[seeds, keeper, *_callbacks(description, settings)],
+        # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
         shuffle=False,
         verbose=0,
     ).history
-    epoch = int(np.argmin(history["val_loss"]))
-    return {"epoch": epoch + 1, **{name: history[name][epoch] for name in history if name.startswith("val_")}}
 
 
 def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[keras.Model, Augmentation]:
