@@ -1,0 +1,75 @@
+import importlib.util
+import sys
+
+import pytest
+
+from utils import chips, espdl_project
+from utils.settings import CHOICES, SettingsError, load
+
+
+def wanted(**overrides):
+    return load(**{"esp_dl_quantize": True, **overrides})
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Makes packages look installed, or with an argument some of them missing."""
+
+    def pretend(*missing: str):
+        real = importlib.util.find_spec
+        known = {name: None if name in missing else object() for name in chips.PACKAGES}
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: known[name] if name in known else real(name))
+
+    pretend()
+    return pretend
+
+
+def test_known_chips_pass(installed):
+    chips.check(wanted(esp_dl_targets=list(chips.CHIPS)))
+
+
+def test_every_chip_has_a_project():
+    assert set(espdl_project.TARGETS) == set(chips.CHIPS)
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (["esp8266"], "ESP_DL_TARGETS: unknown target 'esp8266': known are esp32, esp32s3, esp32p4"),
+        ([], "ESP_DL_TARGETS is empty"),
+        ([32], "unknown target 32"),
+    ],
+)
+def test_wrong_targets_are_refused(installed, targets, reason):
+    with pytest.raises(SettingsError, match=reason):
+        chips.check(wanted(esp_dl_targets=targets))
+
+
+def test_missing_packages_are_named_with_the_line_that_installs_them(installed):
+    installed("esp_ppq", "onnx")
+    with pytest.raises(SettingsError, match=r"esp_ppq, onnx missing; pip install -r requirements-espdl\.txt"):
+        chips.check(wanted())
+
+
+def test_a_python_that_esp_ppq_lacks_is_said_first(installed, monkeypatch):
+    installed("esp_ppq")
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    with pytest.raises(SettingsError, match=r"esp-ppq needs Python 3\.11 or 3\.12"):
+        chips.check(wanted())
+
+
+@pytest.mark.parametrize("flags", [{"esp_dl_quantize": False}, {"quantize_model": False}])
+def test_who_does_not_want_esp_dl_needs_nothing(installed, flags):
+    installed(*chips.PACKAGES)
+    chips.check(wanted(esp_dl_targets=["esp8266"], **flags))
+
+
+def test_modes_are_those_of_the_settings():
+    espdl = pytest.importorskip("utils.espdl")
+    assert set(espdl.TRIED) == set(CHOICES["esp_dl_mode"])
+    assert {name for names in espdl.TRIED.values() for name in names} == set(espdl.RECIPES)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("", "cnn32_esp32p4.espdl"), ("debug", "cnn32_esp32p4_debug.espdl")])
+def test_file_names(kind, name):
+    assert chips.file_name("cnn32", "esp32p4", kind) == name
