@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import models
-from utils import console, quantization
+from utils import chips, console
 from utils import settings as settings_module
 from utils.errors import UserError
 
@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Settings]:
     settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
-    quantization.check(settings)
+    chips.check(settings)
     if arguments.use_tuner:
         raise UserError("--use_tuner is not built yet: leave it out")
     if arguments.test_all_models:

@@ -4,7 +4,7 @@ import pytest
 
 from utils import quantization
 from utils.quantization import resolve
-from utils.settings import SettingsError, load
+from utils.settings import load
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -51,9 +51,3 @@ def test_flags_stay_as_the_user_wrote_them():
 
 def test_the_readme_shows_the_table():
     assert quantization.table() in README.read_text()
-
-
-def test_esp_dl_is_not_built_yet():
-    with pytest.raises(SettingsError, match="ESP_DL_QUANTIZE = True: not built yet"):
-        quantization.check(settings(True, False, True))
-    quantization.check(settings(False, False, True))

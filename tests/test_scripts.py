@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def run_folders(output: Path) -> list[Path]:
         (["--train", "cnn23"], 2, "'cnn23': did you mean cnn32? known are cnn32, digit_recognizer_v4"),
         (["--set", "EPOCHSS=2"], 2, "did you mean EPOCHS"),
         (["--set", "EPOCHS=0"], 2, "EPOCHS = 0: accepted are 1..100000"),
-        (["--set", "ESP_DL_QUANTIZE=True"], 2, "ESP_DL_QUANTIZE = True: not built yet"),
+        (["--set", "ESP_DL_QUANTIZE=True", "--set", "ESP_DL_TARGETS=['esp8']"], 2, "known are esp32, esp32s3"),
         (["--set", "DEPLOY_TARGETS=['ai']"], 2, "unknown target 'ai': known are tflite_micro"),
         (["--use_tuner"], 2, "not built yet"),
         (["--jobs", "0"], 2, "--jobs needs a number of at least 1"),
@@ -77,6 +78,31 @@ def test_trains_the_configured_architecture_from_any_folder(tmp_path):
     # No terminal: a line an epoch instead of a bar, and nothing of TensorFlow's own log.
     assert "epoch 2 of 2: " in done.stderr
     assert not any(noise in done.stderr for noise in ("it/s", "cuda", "oneDNN", "XNNPACK", "Warning"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("esp_ppq") is None, reason="esp-ppq is not installed")
+def test_esp_dl_files_stand_beside_the_tflite_ones(tmp_path):
+    wanted = ["ESP_DL_QUANTIZE=True", "ESP_DL_TARGETS=['esp32p4']", "ESP_DL_MIN_AGREEMENT=0.5"]
+    done = call(*TINY, *(part for line in wanted for part in ("--set", line)), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = run_folders(tmp_path / "exported_models")
+    written = {path.name for path in folder.iterdir()}
+    assert written >= {"cnn32_esp32p4.espdl", "cnn32_esp32p4_debug.espdl", "cnn32_esp32p4.json", "espdl_esp32p4"}
+    results = json.loads((folder / "results.json").read_text())
+    assert results["devices"]["esp32p4"]["tried"].keys() == {"plain", "corrected"}
+    score = results["files"]["cnn32_esp32p4.espdl"]["sets"]["test"]["accuracy"]
+    (row,) = [line for line in done.stdout.splitlines() if " cnn32_esp32p4.espdl " in line]
+    assert f"{score:.4f}" in row
+    (entry,) = [
+        entry
+        for entry in json.loads((folder / "manifest.json").read_text())["files"]
+        if entry["name"].endswith(".espdl")
+    ]
+    assert (entry["targets"], entry["input"]["encoding"]) == (["esp32p4"], "int8 = pixel - 128")
+    assert (entry["input"]["scale"], entry["input"]["zero_point"]) == (1 / 128, 0)
+    # esp-ppq's banner, bars and coloured lines.
+    assert not any(noise in done.stdout + done.stderr for noise in ("____", "it/s", "\x1b[", "PPQ", "tf2onnx"))
 
 
 @pytest.mark.slow

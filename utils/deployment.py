@@ -1,4 +1,4 @@
-"""From a trained model to the files that devices take: conversion, the gate, and the papers that go with them."""
+"""From a trained model to the files that devices take: conversion, the gates, and the papers that go with them."""
 
 import dataclasses
 import hashlib
@@ -8,8 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils import export, fake_quant, gate, golden, loader, manifest, runs, targets, training
+from utils import espdl_deployment, export, fake_quant, gate, golden, loader, manifest, runs, targets, training
 from utils import settings as settings_module
+from utils.espdl import Espdl
 from utils.gate import Verdict
 from utils.loader import Splits
 from utils.quantization import QuantizationMode
@@ -24,9 +25,10 @@ ENOUGH_TO_CALIBRATE = 100  # pictures; with ten a trial lost half a point, with 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceFile:
-    """One TFLite file; ``kind`` is float, ptq or qat.
+    """One TFLite or ESP-DL file; ``kind`` is float, ptq, qat or espdl.
 
-    ``verdict`` is its device's, None if no device asked for it; ``companion`` names the text that goes with it, if any.
+    ``verdict`` is its device's, None if no device asked for it; ``companion`` names the text that goes with it, if any;
+    ``espdl`` is what belongs to an ESP-DL file.
     """
 
     name: str
@@ -34,6 +36,7 @@ class DeviceFile:
     kind: str
     verdict: Verdict | None = None
     companion: str | None = None
+    espdl: Espdl | None = None
 
 
 def make(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode) -> list[DeviceFile]:
@@ -63,6 +66,10 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     plain = [] if "tflite_micro" in settings.deploy_targets else [None]
     for target in dict.fromkeys([*plain, *settings.deploy_targets]):
         files.append(_for_device(quantized, target, kind, samples, settings))
+    if mode.espdl:
+        for name, made, verdict in espdl_deployment.make(model, quantized, splits, settings):
+            _log(verdict, name)
+            files.append(DeviceFile(name, made.release, "espdl", verdict, espdl=made))
     return files
 
 
@@ -76,12 +83,16 @@ def _for_device(
     if target is None:
         return DeviceFile(name, content, kind)
     verdict = gate.check(target, content, settings.nb_classes, targets.SOFT_LABELS, samples)
-    for text in verdict.reasons:
-        log.error("%s refuses %s: %s", target, name, text)
-    for text in verdict.warnings:
-        log.warning("%s, %s: %s", target, name, text)
+    _log(verdict, name)
     companion = targets.companion_name(target, quantized.name, settings.nb_classes, settings.model_version)
     return DeviceFile(name, content, kind, verdict, companion)
+
+
+def _log(verdict: Verdict, name: str) -> None:
+    for text in verdict.reasons:
+        log.error("%s refuses %s: %s", verdict.target, name, text)
+    for text in verdict.warnings:
+        log.warning("%s, %s: %s", verdict.target, name, text)
 
 
 def accepted(files: list[DeviceFile]) -> list[DeviceFile]:
@@ -90,21 +101,22 @@ def accepted(files: list[DeviceFile]) -> list[DeviceFile]:
 
 
 def facts(files: list[DeviceFile]) -> dict[str, dict]:
-    """The verdict of each device, for ``results.json``."""
-    verdicts = [(file.name, dataclasses.asdict(file.verdict)) for file in files if file.verdict]
-    return {
-        verdict.pop("target"): {
-            **{"file": name, **verdict},
-            **{kind: list(verdict[kind]) for kind in ("reasons", "warnings")},
-        }
-        for name, verdict in verdicts
-    }
+    """The verdict of each device, for ``results.json``; for ESP-DL also what was tried."""
+    found = {}
+    for file in files:
+        if file.verdict:
+            verdict = dataclasses.asdict(file.verdict)
+            entry = found[verdict.pop("target")] = {"file": file.name, **verdict}
+            entry |= {kind: list(verdict[kind]) for kind in ("reasons", "warnings")}
+            if file.espdl:
+                entry |= {"recipe": file.espdl.recipe, "tried": file.espdl.tried}
+    return found
 
 
 def write_papers(
     run_dir: Path, files: list[DeviceFile], splits: Splits, settings: Settings, mode: str, scores: dict
 ) -> None:
-    """Writes ``manifest.json``, companions, and ``golden/`` pictures with the exact outputs of each quantised file."""
+    """Writes ``manifest.json`` and what goes with each file: companions, ``golden/`` pictures, ESP-IDF projects."""
     settings_hash = hashlib.sha256(settings_module.to_json(settings).encode()).hexdigest()
     origin = manifest.Training(splits.fingerprint, settings_hash, mode)
     entries = []
@@ -113,11 +125,13 @@ def write_papers(
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
         nb_classes = settings.nb_classes
         entries.append(manifest.file_entry(file.name, file.content, nb_classes, verdicts, entry_scores, origin))
-        if file.kind != "float":
+        if file.kind == "espdl":
+            espdl_deployment.write(run_dir, file.verdict.target, file.name, file.espdl, splits)
+        elif file.kind != "float":
             _write_golden(run_dir, file, splits)
         if file.companion:
             text = manifest.companion_text(file.name, file.content, nb_classes, file.verdict.arena_bytes)
-            runs.write(run_dir / file.companion, lambda partial, text=text: partial.write_text(text))
+            runs.write_text(run_dir / file.companion, text)
     runs.write_json(run_dir / MANIFEST_FILE, manifest.build(entries))
 
 
@@ -131,6 +145,5 @@ def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:
     vectors = golden.make(file.content, splits.pool.images(chosen))
     (run_dir / GOLDEN_FOLDER).mkdir(exist_ok=True)
     stem = run_dir / GOLDEN_FOLDER / Path(file.name).stem
-    header = golden.header(file.name, vectors)
     runs.write(stem.with_suffix(".npz"), lambda partial: golden.write_npz(partial, vectors))
-    runs.write(stem.with_suffix(".h"), lambda partial: partial.write_text(header))
+    runs.write_text(stem.with_suffix(".h"), golden.header(file.name, vectors))

@@ -7,7 +7,7 @@ from os import cpu_count
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from utils import console, labels, micro, tflite_file
+from utils import console, espdl_file, espdl_run, labels, micro, tflite_file
 
 BATCH = 512  # pictures a step of the Keras model
 
@@ -17,6 +17,20 @@ def keras_logits(model, images: np.ndarray) -> np.ndarray:
     starts = console.progress(range(0, len(images), BATCH), "Keras", unit="batch")
     logits = [model.predict_on_batch(images[start : start + BATCH]) for start in starts]
     return np.concatenate([np.empty((0, model.output_shape[-1]), np.float32), *logits])
+
+
+def file_logits(name: str, content: bytes, images: np.ndarray) -> np.ndarray:
+    """Logits of an exported file, ``(N, nb_classes)`` float32, executed as its device does; its name says what it is.
+
+    Raises:
+        FileError, MicroError, EspdlError: no file of that kind, or it doesn't run.
+    """
+    if not name.endswith(".espdl"):
+        return tflite_logits(content, images, name)
+    model = espdl_file.read(content)
+    starts = console.progress(range(0, len(images), BATCH), name, unit="batch")
+    logits = [espdl_run.logits(model, images[start : start + BATCH]) for start in starts]
+    return np.concatenate([np.empty((0, model.outputs[0].shape[-1]), np.float32), *logits])
 
 
 def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite") -> np.ndarray:

@@ -116,7 +116,7 @@ def quantize(model: keras.Model, calibration: np.ndarray) -> keras.Model:
         QuantizationError: a layer that can't be quantised.
     """
     plan = _plan(model)
-    quantized = _clone(model, plan, FAKE_QUANT, rescaling=True)
+    quantized = _clone(model, plan, FAKE_QUANT)
     _copy_folded(model, quantized, plan)
     for name, ends in _observe(model, plan, calibration).items():
         quantized.get_layer(name + RANGE_SUFFIX).set_weights(np.array(ends, np.float32))
@@ -135,13 +135,29 @@ def deployable(quantized: keras.Model) -> keras.Model:
     The weights are left to the converter, which rounds them to the same values; fake-quantised dense weights would
     make it fail.
     """
-    plain = {fake: layer for layer, fake in FAKE_QUANT.items()}
-    core = _clone(quantized, _Plan({}, (), ()), plain, rescaling=False)
-    for layer in core.layers:
-        layer.set_weights(quantized.get_layer(layer.name).get_weights())
+    core = _plain(quantized, dropped=(layers.Rescaling,))
     for name, ends in ranges(quantized).items():
         core.get_layer(name).set_weights(np.array(ends, np.float32))
     return core
+
+
+def folded(quantized: keras.Model) -> tuple[keras.Model, float]:
+    """The float network alone, batch normalisation folded: no ranges, no rescaling; takes ``pixel / 128 - 1``.
+
+    The logits' range is moved to lie evenly around zero, which suits formats without a zero point: what all logits lose
+    alike changes neither the largest nor the softmax. Where no layer with a bias ends the network it stays.
+
+    Returns:
+        The network, and the largest magnitude its logits need.
+    """
+    network = _plain(quantized, dropped=(layers.Rescaling, ActivationRange))
+    last = _parents(quantized.get_layer(_last(quantized)))[0]
+    low, high = ranges(quantized)[_last(quantized)]
+    if not (isinstance(last, WEIGHTED) and _linear(last)):
+        return network, max(-low, high)
+    kernel, bias = last.get_weights()
+    network.get_layer(last.name).set_weights([kernel, bias - (low + high) / 2])
+    return network, (high - low) / 2
 
 
 def with_rgb_input(quantized: keras.Model) -> keras.Model:
@@ -252,9 +268,18 @@ def _fused_into_next(layer: keras.layers.Layer, consumers: list, folded: dict[st
     return linear and _is_relu(consumer) and not isinstance(consumer, WEIGHTED)
 
 
-def _clone(model: keras.Model, plan: _Plan, kinds: dict[type, type], rescaling: bool) -> keras.Model:
+def _plain(quantized: keras.Model, dropped: tuple[type, ...]) -> keras.Model:
+    plain = {fake: layer for layer, fake in FAKE_QUANT.items()}
+    core = _clone(quantized, _Plan({}, (), ()), plain, dropped)
+    for layer in core.layers:
+        if layer.weights:
+            layer.set_weights(quantized.get_layer(layer.name).get_weights())
+    return core
+
+
+def _clone(model: keras.Model, plan: _Plan, kinds: dict[type, type], dropped: tuple[type, ...] = ()) -> keras.Model:
     def make(layer):
-        if layer.name in plan.folded or (isinstance(layer, layers.Rescaling) and not rescaling):
+        if layer.name in plan.folded or isinstance(layer, dropped):
             return layers.Identity(name=layer.name)
         if isinstance(layer, layers.BatchNormalization):
             # With nothing to fold into it is a 1x1 depthwise convolution; as it stands it would stay float.
@@ -285,7 +310,7 @@ def _copy_folded(model: keras.Model, clone: keras.Model, plan: _Plan) -> None:
         elif isinstance(layer, layers.BatchNormalization) and layer.name not in plan.folded:
             factor, offset = _factor_and_offset(layer)
             clone.get_layer(layer.name).set_weights([factor[None, None, :, None], offset])
-        elif layer.name not in plan.folded:
+        elif layer.weights and layer.name not in plan.folded:
             clone.get_layer(layer.name).set_weights(layer.get_weights())
 
 

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils import tflite_file
+from utils import espdl_file, tflite_file
+from utils.chips import CHIPS
 from utils.errors import UserError
+from utils.espdl_file import EspdlModel
 from utils.gate import Verdict
 from utils.targets import TARGETS
+from utils.tflite_file import FileFacts, TensorFacts
 
 FORMAT = 1
 ARENA_MARGIN = 1.2
@@ -41,7 +44,7 @@ FILE_SCHEMA = {
     "name": r"[A-Za-z0-9][A-Za-z0-9._-]*",
     "sha256": r"[0-9a-f]{64}",
     "bytes": int,
-    "targets": [frozenset(TARGETS)],
+    "targets": [frozenset({*TARGETS, *CHIPS})],
     "input": {
         "height": int,
         "width": int,
@@ -53,7 +56,7 @@ FILE_SCHEMA = {
         "encoding": str,
     },
     "output": {
-        "dtype": frozenset(ENCODINGS),
+        "dtype": frozenset({*ENCODINGS, "int16"}),
         "scale": (float, None),
         "zero_point": (int, None),
         "count": int,
@@ -99,7 +102,7 @@ def file_entry(
 
     Args:
         name: its name in the run folder.
-        content: the TFLite file.
+        content: the TFLite or, if ``name`` ends in ``.espdl``, ESP-DL file.
         nb_classes: 10, 11 or 100.
         verdicts: of :func:`utils.gate.check`; the accepting ones become ``targets``.
         scores: figures measured on this file, as JSON values.
@@ -107,9 +110,9 @@ def file_entry(
         recommended_confidence: 0..1, below it a reading is better thrown away.
 
     Raises:
-        FileError: no TFLite file.
+        FileError, EspdlError: no such file.
     """
-    facts = tflite_file.read(content)
+    facts = _espdl_facts(espdl_file.read(content)) if name.endswith(".espdl") else tflite_file.read(content)
     _, height, width, channels = facts.input.shape
     meaning = "probabilities" if facts.gives_probabilities else "logits"
     return {
@@ -195,6 +198,16 @@ def companion_text(name: str, content: bytes, nb_classes: int, arena: int | None
         f"Multiply-accumulates: {facts.macs}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _espdl_facts(model: EspdlModel) -> FileFacts:
+    """An ESP-DL file in the terms of a TFLite file: a scale is a power of two there, and no zero point is needed."""
+    ends = [
+        TensorFacts(end.name, end.shape, end.dtype, 2.0 ** end.exponents[0], 0)
+        for end in (*model.inputs, *model.outputs)
+    ]
+    operators = sorted({node.operator for node in model.nodes})
+    return FileFacts(*ends, tuple(operators), (), (), 0)
 
 
 def _number_format(tensor: tflite_file.TensorFacts) -> dict[str, Any]:

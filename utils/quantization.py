@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 
-from utils.settings import Settings, SettingsError
+from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +57,6 @@ def resolve(settings: Settings, architecture: str, quantizable: bool) -> Quantiz
     return mode
 
 
-def check(settings: Settings) -> None:
-    """Refuses flags whose export does not exist yet.
-
-    Raises:
-        SettingsError: names the flag.
-    """
-    if settings.quantize_model and settings.esp_dl_quantize:
-        raise SettingsError("ESP_DL_QUANTIZE = True: not built yet, set it to False")
-
-
 def table() -> str:
     """All eight rows as Markdown, for the README."""
     rows = ["| QUANTIZE_MODEL | USE_QAT | ESP_DL_QUANTIZE | trained | files besides `best_model.keras` |"]
@@ -75,7 +65,7 @@ def table() -> str:
         files = ["`<model>_float.tflite` (float32)"]
         files += ["`<model>_quantized.tflite` (int8)"] * mode.int8
         files += ["`<model>_ptq.tflite` (int8, to compare)"] * mode.qat
-        files += ["`.espdl` a target (not built yet)"] * mode.espdl
+        files += ["`<model>_<chip>.espdl` (int8)"] * mode.espdl
         trained = "float, then `QAT_EPOCHS` with fake quantisation" if mode.qat else "float"
         ignored = f" ({mode.note.split(':')[0]})" if mode.note else ""
         rows.append(f"| {' | '.join(map(str, flags))} | {trained}{ignored} | {', '.join(files)} |")

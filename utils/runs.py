@@ -83,9 +83,14 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes text through :func:`write`."""
+    write(path, lambda partial: partial.write_text(text))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON through :func:`write`."""
-    write(path, lambda partial: partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n"))
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def save_settings(run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str) -> None:

@@ -186,7 +186,7 @@ def _score(
     images, classes = pool.images(indices), pool.classes(indices)
     logits = {runs.BEST_MODEL_FILE: evaluation.keras_logits(model, images)}
     for file in files:
-        logits[file.name] = evaluation.tflite_logits(file.content, images, file.name)
+        logits[file.name] = evaluation.file_logits(file.name, file.content, images)
     reference = logits[runs.BEST_MODEL_FILE].argmax(axis=1)
     ends = np.cumsum([len(part) for part in splits.measured.values()])
     entries = {}

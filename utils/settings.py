@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple] = {
     "learning_rate_schedule": ("cosine", "plateau", "constant"),
     "monitor": ("val_loss", "val_accuracy"),
     "quantized_io_type": ("int8", "uint8", "float32"),
+    "esp_dl_mode": ("ptq", "tqt", "mixed", "auto"),
 }
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -55,6 +56,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "qat_epochs": (1, 1000),
     "qat_learning_rate": (1e-6, 10),
     "calibration_images": (100, 10_000),
+    "esp_dl_min_agreement": (0, 1),
 }
 
 
@@ -105,6 +107,9 @@ class Settings:
     quantize_model: bool
     use_qat: bool
     esp_dl_quantize: bool
+    esp_dl_targets: list
+    esp_dl_mode: str
+    esp_dl_min_agreement: float
     qat_epochs: int
     qat_learning_rate: float
     quantized_io_type: str

@@ -1,0 +1,215 @@
+"""Files as the toolkit itself exports, checks and writes them, from a trained model."""
+
+import dataclasses
+import json
+from importlib.util import find_spec
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from utils import chips, espdl, espdl_deployment, espdl_file, espdl_gate, espdl_run, evaluation, fake_quant, runs
+from utils.espdl import EspdlExportError
+from utils.espdl_file import EspdlError
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("esp_ppq") is None, reason="esp-ppq is not installed")]
+
+# The model of these tests is trained for seconds and unsure; the script measure_espdl.py measures good ones.
+ENOUGH = 0.94
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Fewer pictures and steps than a user gets: what is tested here doesn't hang on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(espdl, "CALIBRATION_IMAGES", 40)
+        patch.setattr(espdl, "TQT_STEPS", 10)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(trained_run):
+    """Model, its fake-quantised clone, splits and settings."""
+    outcome, settings, splits = trained_run
+    model = keras.models.load_model(outcome.run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+    return model, fake_quant.quantize(model, splits.pool.images(splits.train[:200])), splits, settings
+
+
+@pytest.fixture(scope="module")
+def made(trained):
+    """What is made of it for every chip: ``{chip: (name, file, verdict)}``."""
+    model, quantized, splits, settings = trained
+    settings = dataclasses.replace(settings, esp_dl_targets=list(chips.CHIPS), esp_dl_min_agreement=ENOUGH)
+    files = espdl_deployment.make(model, quantized, splits, settings)
+    return {verdict.target: (name, file, verdict) for name, file, verdict in files}
+
+
+@pytest.fixture(scope="module")
+def pictures(trained):
+    """Validation pictures and what Keras reads on them."""
+    model, _, splits, _ = trained
+    images = splits.pool.images(splits.validation)
+    return images, evaluation.keras_logits(model, images)
+
+
+def check(file, images, reference, chip="esp32s3", **changed):
+    given = {"release": file.release, "debug": file.debug, "min_agreement": ENOUGH, **changed}
+    return espdl_gate.check(chip, images=images, reference=reference.argmax(axis=1), **given)
+
+
+def flat_network(images):
+    """An untrained network with what can't fold: batch normalisation behind ReLU and behind pooling."""
+    keras.utils.set_random_seed(3)
+    image = keras.Input((32, 20, 1))
+    x = layers.Rescaling(1 / 128, offset=-1)(image)
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, activation="relu")(x))
+    x = layers.BatchNormalization()(layers.MaxPooling2D(4)(x))
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="flat")
+    for number, layer in enumerate(model.layers):
+        if isinstance(layer, layers.BatchNormalization):
+            spread = np.random.default_rng(number).uniform(0.3, 3, (4, 8)).astype(np.float32)
+            layer.set_weights(spread * [[1], [0.3], [0.2], [1]])
+    return model, fake_quant.quantize(model, images)
+
+
+@pytest.mark.parametrize("chip", chips.CHIPS)
+def test_reads_what_keras_reads_on_every_chip(made, pictures, chip):
+    name, file, verdict = made[chip]
+    images, reference = pictures
+    assert name == f"cnn32_{chip}.espdl"
+    assert (verdict.accepted, verdict.reasons) == (True, ())
+    model = espdl_file.read(file.release)
+    logits = espdl_run.logits(model, images)
+    assert (logits.argmax(axis=1) == reference.argmax(axis=1)).mean() >= ENOUGH
+    assert model.metadata == {"target": chip, "input": "int8 = pixel - 128", "classes": "class = digit"}
+
+
+def test_the_chips_byte_is_the_pixel_less_128(made, pictures):
+    images, _ = pictures
+    model = espdl_file.read(made["esp32p4"][1].release)
+    (source,) = model.inputs
+    assert (source.dtype, source.shape, source.exponents) == ("int8", (1, 32, 20, 1), (-7,))
+    bytes_of_the_device = (images[:20].astype(int) - 128).astype(np.int8)
+    steps = 2.0 ** model.outputs[0].exponents[0]
+    assert np.array_equal(espdl_run.run(model, bytes_of_the_device) * steps, espdl_run.logits(model, images[:20]))
+
+
+def test_the_logits_differences_are_kept(made, pictures):
+    images, reference = pictures
+    logits = espdl_run.logits(espdl_file.read(made["esp32p4"][1].release), images)
+    sure = np.partition(reference, -2, axis=1)[:, -2:]
+    found = np.partition(logits, -2, axis=1)[:, -2:]
+    # The two largest: the rest may lie below what the 8 bits reach.
+    error = (found[:, 1] - found[:, 0]) - (sure[:, 1] - sure[:, 0])
+    assert abs(np.median(error)) < 0.1 * np.median(sure[:, 1] - sure[:, 0])
+
+
+def test_test_values_are_in_the_debug_file_only(made):
+    file = made["esp32s3"][1]
+    release, debug = espdl_file.read(file.release), espdl_file.read(file.debug)
+    assert release.test_outputs == {}
+    assert set(debug.test_outputs) == {name for node in debug.nodes for name in node.outputs}
+    assert espdl_run.differing_vectors(debug) == []
+
+
+def test_calibration_pictures_of_one_grey_do_not_move_the_inputs_scale(trained):
+    _, quantized, splits, _ = trained
+    grey = np.full((20, 32, 20, 1), 130, np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None] % 4
+    images = splits.pool.images(splits.validation[:50])
+    network = espdl.to_onnx(quantized)
+    file = espdl.export(network, "esp32s3", "tqt", grey, images, np.zeros(50), {})
+    assert espdl_file.read(file.release).inputs[0].exponents == (-7,)
+
+
+def test_batch_normalisation_that_can_not_fold_is_right_on_the_device(pictures):
+    images, _ = pictures
+    model, quantized = flat_network(images)
+    reference = evaluation.keras_logits(model, images)
+    file = espdl.export(espdl.to_onnx(quantized), "esp32", "ptq", images[:40], images, reference.argmax(axis=1), {})
+    assert check(file, images, reference, "esp32", min_agreement=0.9).reasons == ()
+    logits = espdl_run.logits(espdl_file.read(file.release), images)
+    centred = [values - values.mean(axis=1, keepdims=True) for values in (logits, reference)]
+    # A constant in the wrong layout would leave nothing of them.
+    assert np.abs(centred[0] - centred[1]).max() < 0.12 * np.abs(centred[1]).max()
+
+
+def test_mixed_keeps_the_input_in_8_bits_and_says_what_was_tried(trained, pictures):
+    _, quantized, splits, _ = trained
+    images, reference = pictures
+    network, calibration = espdl.to_onnx(quantized), splits.pool.images(splits.train[:40])
+    file = espdl.export(network, "esp32s3", "auto", calibration, images, reference.argmax(axis=1), {})
+    assert list(file.tried) == ["plain", "corrected", "mixed", "mixed, corrected"]
+    assert file.tried[file.recipe] == max(file.tried.values())
+    assert "mixed" in file.recipe
+    model = espdl_file.read(file.release)
+    assert model.inputs[0].dtype == "int8"
+    assert [info.dtype for info in model.values.values()].count("int16") >= 2
+    assert check(file, images, reference).accepted
+
+
+def test_a_target_that_would_become_float_is_an_error(trained, pictures):
+    _, quantized, _, _ = trained
+    images, reference = pictures
+    with pytest.raises(EspdlExportError, match="does not know the target esp8266"):
+        espdl.export(espdl.to_onnx(quantized), "esp8266", "ptq", images, images, reference.argmax(axis=1), {})
+
+
+def test_the_gate_refuses_the_file_of_another_chip(made, pictures):
+    verdict = check(made["esp32"][1], *pictures, chip="esp32s3")
+    assert verdict.reasons == ("the metadata names esp32 instead of esp32s3: the chips' files differ in layout",)
+
+
+def test_the_gate_refuses_what_reads_otherwise_than_keras(made, pictures):
+    images, reference = pictures
+    verdict = check(made["esp32s3"][1], images, np.roll(reference, 1, axis=1))
+    assert not verdict.accepted
+    assert "of the pictures like the Keras model; 94.0% are needed" in verdict.reasons[0]
+
+
+def test_the_gate_catches_one_flipped_weight(made, pictures):
+    file = made["esp32s3"][1]
+    weights = next(tensor for tensor in espdl_file.read(file.debug).initializers.values() if tensor.dtype == "int8")
+    # The chip's layout begins with the first 16 filters' weights for the first pixel and channel.
+    position = file.debug.index(weights.values[0, 0, 0, :16].tobytes())
+    damaged = bytearray(file.debug)
+    damaged[position + 3] ^= 0x40
+    (reason,) = check(file, *pictures, debug=bytes(damaged)).reasons
+    assert reason.endswith("comes out otherwise than esp-ppq computed it")
+
+
+def test_the_gate_refuses_unknown_operators_and_narrow_accumulators(made, pictures, monkeypatch):
+    file = made["esp32s3"][1]
+    narrow = dataclasses.replace(chips.CHIPS["esp32s3"], accumulator_bits={"int8": 12, "int16": 40})
+    monkeypatch.setitem(chips.CHIPS, "esp32s3", narrow)
+    assert "beyond the accumulators of 12 bits" in check(file, *pictures).reasons[0]
+    monkeypatch.setattr(chips, "OPERATORS", chips.OPERATORS - {"MaxPool"})
+    assert check(file, *pictures).reasons == (f"esp-dl {chips.ESP_DL_VERSION} has no operator MaxPool",)
+
+
+@pytest.mark.parametrize("kind", ["release", "debug"])
+def test_the_gate_refuses_damaged_files(made, pictures, kind):
+    file = made["esp32s3"][1]
+    (reason,) = check(file, *pictures, **{kind: getattr(file, kind)[:5000]}).reasons
+    assert "cut off" in reason
+
+
+def test_a_debug_file_in_place_of_the_release_is_refused(made, pictures):
+    file = made["esp32s3"][1]
+    assert check(file, *pictures, release=file.debug).reasons[0].startswith("the file for the device holds test values")
+
+
+def test_what_goes_with_a_file_is_written(made, trained, tmp_path):
+    name, file, _ = made["esp32p4"]
+    (tmp_path / name).write_bytes(file.release)
+    espdl_deployment.write(tmp_path, "esp32p4", name, file, trained[2])
+    assert (tmp_path / "cnn32_esp32p4_debug.espdl").read_bytes() == file.debug
+    assert "values" in json.loads((tmp_path / "cnn32_esp32p4.json").read_text())
+    project = tmp_path / "espdl_esp32p4" / "main"
+    assert {path.name for path in project.iterdir()} >= {name, "cnn32_esp32p4_debug.espdl", "main.cpp", "picture.h"}
+    assert (project / name).read_bytes() == file.release
+
+
+def test_a_stranger_file_is_no_model():
+    with pytest.raises(EspdlError, match="no ESP-DL file"):
+        evaluation.file_logits("model.espdl", b"TFL3" * 10, np.zeros((1, 32, 20, 1), np.uint8))

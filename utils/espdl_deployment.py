@@ -1,0 +1,63 @@
+"""From a trained model to its ESP-DL files: one for each chip, past the gate, with a project that runs it there."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from utils import chips, espdl, espdl_gate, espdl_project, evaluation, loader, manifest, runs
+from utils.espdl import Espdl
+from utils.gate import Verdict
+from utils.loader import Splits
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+AGREEMENT_IMAGES = 1000  # validation pictures on which a file must read what the Keras model reads
+
+
+def make(
+    model: keras.Model, quantized: keras.Model, splits: Splits, settings: Settings
+) -> Iterator[tuple[str, Espdl, Verdict]]:
+    """File name, file and verdict for each of ``ESP_DL_TARGETS``; writes nothing.
+
+    Args:
+        model: what was trained; the files must read what it reads.
+        quantized: what :func:`fake_quant.quantize` made of it, perhaps trained on; its weights are taken.
+        splits: calibration pictures are drawn from the training part, the agreement is measured on the validation part.
+        settings: says which chips, and how.
+
+    Raises:
+        EspdlExportError: the conversion failed.
+    """
+    network = espdl.to_onnx(quantized)
+    calibration = loader.calibration_images(splits, espdl.CALIBRATION_IMAGES, settings.seed)
+    images = splits.pool.images(splits.validation[:AGREEMENT_IMAGES])
+    reference = evaluation.keras_logits(model, images).argmax(axis=1)
+    metadata = {"input": manifest.ENCODINGS["int8"], "classes": manifest.CLASS_NAMES[settings.nb_classes]}
+    for chip in dict.fromkeys(settings.esp_dl_targets):
+        log.info("writing the ESP-DL file for %s", chip)
+        made = espdl.export(network, chip, settings.esp_dl_mode, calibration, images, reference, metadata)
+        minimum = settings.esp_dl_min_agreement
+        verdict = espdl_gate.check(chip, made.release, made.debug, images, reference, minimum)
+        yield chips.file_name(model.name, chip), made, verdict
+
+
+def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits) -> None:
+    """Writes what goes with the file ``name``: the one with test values, all scales, the project ``espdl_<chip>/``."""
+    stem = Path(name).stem
+    debug_name = name.replace(".espdl", "_debug.espdl")
+    runs.write(run_dir / debug_name, lambda partial: partial.write_bytes(made.debug))
+    runs.write_text(run_dir / f"{stem}.json", made.scales)
+    folder = run_dir / espdl_project.folder(chip)
+    shown = np.concatenate(list(splits.measured.values()))[:1]
+    (picture,), (true_class,) = splits.pool.images(shown), splits.pool.classes(shown)
+    texts = espdl_project.files(chip, name, debug_name, picture, int(true_class), splits.pool.nb_classes)
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(folder / path, text)
+    for file in (name, debug_name):
+        shutil.copyfile(run_dir / file, folder / espdl_project.MODEL_FOLDER / file)
