@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ TINY = [
 ]
 
 
-def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+def call(*arguments: str, cwd: Path = ROOT, project: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(project / "train.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
@@ -107,15 +108,17 @@ def test_esp_dl_files_stand_beside_the_tflite_ones(tmp_path):
 
 @pytest.mark.slow
 def test_all_models_take_one_epoch_side_by_side_and_a_failure_is_a_row(tmp_path):
-    broken = ROOT / "models" / "zz_broken_for_test.py"
-    broken.write_text("def build(input_shape, nb_classes):\n    raise RuntimeError('out of luck')\n")
-    try:
-        done = call("--test_all_models", "--jobs", "2", *TINY, "--set", f"OUTPUT_DIR={tmp_path}")
-    finally:
-        broken.unlink()
+    project, output = tmp_path / "project", tmp_path / "runs"
+    project.mkdir()
+    for part in ("models", "utils", "train.py", "parameters.py"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, project / part)
+    (project / "models" / "broken.py").write_text(
+        "def build(input_shape, nb_classes):\n    raise RuntimeError('out of luck')\n"
+    )
+    done = call("--test_all_models", "--jobs", "2", *TINY, "--set", f"OUTPUT_DIR={output}", project=project)
     assert done.returncode == 1, done.stderr
-    assert "zz_broken_for_test FAILED: RuntimeError: out of luck" in done.stdout
-    finished = [path for path in run_folders(tmp_path) if (path / "results.json").exists()]
+    assert "broken FAILED: RuntimeError: out of luck" in done.stdout
+    finished = [path for path in run_folders(output) if (path / "results.json").exists()]
     results = {path.name.split("_10cls")[0]: json.loads((path / "results.json").read_text()) for path in finished}
     assert set(results) == {"cnn32", "digit_recognizer_v4", "digit_recognizer_v12", "high_accuracy_validator"}
     assert all(result["training"]["epochs"] == 1 for result in results.values())
