@@ -53,6 +53,9 @@ AUGMENT_COLOR = 0.2  # gain of each colour channel by itself; RGB only
 AUGMENT_NOISE = 0.04  # highest standard deviation of the noise, share of 255, drawn evenly from 0..value
 AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 
+# --- Retraining on failed readings ----------------------------------------------------------------------------------
+RETRAIN_MAX_DROP = 0.2  # points (hundredths) that retrain.py lets an old test set lose, else the result is REJECTED
+
 # --- Export ----------------------------------------------------------------------------------------------------------
 OUTPUT_DIR = "exported_models"  # folder that receives one folder a run
 QUANTIZE_MODEL = True  # write a full-integer TFLite file next to the float one

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_digit
+from utils import synthetic
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     *("--set", "DATA_SOURCES=[{'name': 'synthetic', 'type': 'synthetic', 'count': 150}]"),
@@ -19,8 +22,10 @@ TINY = [
 ]
 
 
-def call(*arguments: str, cwd: Path = ROOT, project: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(project / "train.py"), *map(str, arguments)]
+def call(
+    *arguments: str, door: str = "train.py", cwd: Path = ROOT, project: Path = ROOT
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(project / door), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
@@ -66,11 +71,28 @@ def test_nothing_to_resume(tmp_path):
     assert (done.returncode, "no run folder to resume" in done.stderr) == (2, True)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """``train.py`` run in an empty folder: what it said, and the folder."""
+    folder = tmp_path_factory.mktemp("work")
+    return call(*TINY, cwd=folder), folder
+
+
+@pytest.fixture(scope="module")
+def meter(tmp_path_factory):
+    """A folder with 24 labelled pictures."""
+    folder = tmp_path_factory.mktemp("meter")
+    digits = synthetic.draw(24, 8)
+    for number in range(24):
+        write_digit(folder, digits, number)
+    return folder
+
+
 @pytest.mark.slow
-def test_trains_the_configured_architecture_from_any_folder(tmp_path):
-    done = call(*TINY, cwd=tmp_path)
+def test_trains_the_configured_architecture_from_any_folder(trained):
+    done, work = trained
     assert done.returncode == 0, done.stderr
-    (folder,) = run_folders(tmp_path / "exported_models")
+    (folder,) = run_folders(work / "exported_models")
     assert folder.name.startswith("cnn32_10cls_GRAY_PTQ_")
     results = json.loads((folder / "results.json").read_text())
     assert results["training"]["epochs"] == 2
@@ -104,6 +126,65 @@ def test_esp_dl_files_stand_beside_the_tflite_ones(tmp_path):
     assert (entry["input"]["scale"], entry["input"]["zero_point"]) == (1 / 128, 0)
     # esp-ppq's banner, bars and coloured lines.
     assert not any(noise in done.stdout + done.stderr for noise in ("____", "it/s", "\x1b[", "PPQ", "tf2onnx"))
+
+
+@pytest.mark.slow
+def test_fine_tunes_the_newest_run_on_a_new_meter(trained, meter, tmp_path):
+    _, work = trained
+    (given,) = run_folders(work / "exported_models")
+    shutil.copytree(given, tmp_path / "exported_models" / given.name)
+    before = (given / "best_model.keras").read_bytes()
+    done = call(*TINY, "--data", meter, "--epochs", "1", "--strategy", "last_layer", door="fine-tune.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"taking exported_models/{given.name}" in done.stderr
+    assert "strategy last_layer: 2570 of 189642 parameters train" in done.stderr
+    assert (
+        "learning from 24 new pictures (50 % of each batch), 12 old ones and 108 old ones much changed" in done.stderr
+    )
+    (folder,) = [path for path in run_folders(tmp_path / "exported_models") if path.name.endswith("_finetuned")]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["before"]["sets"]["test"]["n"] == results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["n"]
+    assert " before " in done.stdout
+    assert (tmp_path / "exported_models" / given.name / "best_model.keras").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_path):
+    _, work = trained
+    (given,) = run_folders(work / "exported_models")
+    # With so small a step nothing can change.
+    arguments = ("--model_path", given, "--bad_images_dir", meter, "--epochs", "1", "--lr", "1e-9")
+    done = call(*TINY, *arguments, "--set", "USE_QAT=True", "--set", f"OUTPUT_DIR={tmp_path}", door="retrain.py")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "REJECTED: of the bad pictures kept aside" in done.stdout
+    (folder,) = run_folders(tmp_path)
+    assert "_PTQ_" in folder.name
+    assert {"review.html", "best_model.keras", "cnn32_quantized.tflite"} <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "results.json").read_text())["judgement"]["accepted"] is False
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "text"),
+    [
+        ("fine-tune.py", ["--help"], "--learning_rate_multiplier"),
+        ("fine-tune.py", ["--model_path", "nowhere"], "nowhere: no such file or folder"),
+        ("fine-tune.py", ["--model_path", "README.md"], "README.md"),
+        ("fine-tune.py", ["--data_ratio", "1.5"], "1.5 is not from 0 to 1"),
+        ("fine-tune.py", ["--strategy", "all"], "invalid choice: 'all'"),
+        ("fine-tune.py", ["--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
+        ("retrain.py", ["--model_path", "x"], "--bad_images_dir"),
+        ("retrain.py", ["--bad_images_dir", "nowhere"], "folder nowhere not found"),
+        ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
+        ("retrain.py", ["--bad_images_dir", "tests", "--set", "RETRAIN_MAX_DROP=-1"], "accepted are 0..100"),
+    ],
+)
+def test_the_other_doors_answer_without_tensorflow(door, arguments, text):
+    started = time.monotonic()
+    done = call(*arguments, door=door)
+    assert time.monotonic() - started < 2
+    assert done.returncode == (0 if "--help" in arguments else 2)
+    assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

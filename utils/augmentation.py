@@ -43,9 +43,7 @@ class Augmentation(keras.layers.Layer):
         scale = 1 + self._uniform(images) * self.strength.augment_zoom
         shift_x = self._uniform(images) * (self.strength.augment_shift_x * width)
         shift_y = self._uniform(images) * (self.strength.augment_shift_y * height)
-        return ops.image.affine_transform(
-            images, _transform(angle, scale, shift_x, shift_y, height, width), "bilinear", "nearest"
-        )
+        return _moved(images, angle, scale, shift_x, shift_y)
 
     def _photometric(self, images):
         mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
@@ -59,6 +57,17 @@ class Augmentation(keras.layers.Layer):
         deviation = self._uniform(images, 1, 1, 1, low=0.0) * (255 * self.strength.augment_noise)
         noise = keras.random.normal(ops.shape(images), seed=self.seed_generator)
         return ops.clip(images + deviation * noise, 0, 255)
+
+
+def shifted_up(images, rows):
+    """Pictures ``(N, H, W, C)`` float32 moved up by ``rows`` (N,), parts of a row too; the border is repeated."""
+    zero = ops.zeros_like(rows)
+    return _moved(images, zero, zero + 1, zero, -rows)
+
+
+def _moved(images, angle, scale, shift_x, shift_y):
+    transform = _transform(angle, scale, shift_x, shift_y, *images.shape[1:3])
+    return ops.image.affine_transform(images, transform, "bilinear", "nearest")
 
 
 def _transform(angle, scale, shift_x, shift_y, height: int, width: int):

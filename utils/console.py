@@ -20,6 +20,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="log more, TensorFlow's own log too")
 
 
+def share(text: str) -> float:
+    """An argument's value from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argument's value above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def set_up(debug: bool = False) -> None:
     """Logs to stderr, level INFO (DEBUG with ``debug``); TensorFlow's own log only with ``debug``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,10 @@ from utils.settings import Settings
 from utils.sources import DataSource, SourceData
 
 log = logging.getLogger(__name__)
+
+
+ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to keep some aside
+MIN_ASIDE_CLUSTERS = 10  # fewer groups of twins than that measure nothing
 
 
 class DataError(UserError):
@@ -56,7 +61,8 @@ class Splits:
 
     ``train`` and ``validation`` are indices into the pool, ``train`` weighted (pictures repeated or left out);
     ``measured`` maps each test set (``"test"``, then the ``TEST_SOURCES`` by name) to indices. ``facts`` describes the
-    data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or the split does.
+    data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or the split does; ``clusters`` (N,)
+    has one number for all twins of a picture.
     """
 
     pool: Pool
@@ -65,10 +71,23 @@ class Splits:
     measured: dict[str, np.ndarray]
     facts: dict
     fingerprint: str
+    clusters: np.ndarray
+
+    def source(self, name: str) -> int | None:
+        """Number of a source in ``pool.source_ids``, None if there is none of that name."""
+        names = self.pool.source_names
+        return names.index(name) if name in names else None
 
 
-def load(settings: Settings) -> Splits:
+def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> Splits:
     """Reads ``DATA_SOURCES`` and ``TEST_SOURCES``, splits the former, weights its training part.
+
+    Args:
+        settings: says what to read, and how to split it.
+        new: names of sources that a trained model is to learn: all their pictures go to the training part, unless
+            there are at least ``aside_from``; then 30 % of them are kept aside, twins together, and measured on as
+            ``"<name> (kept aside)"``.
+        aside_from: see there.
 
     Raises:
         SourceError: a source is missing, empty or damaged.
@@ -84,9 +103,14 @@ def load(settings: Settings) -> Splits:
     held = np.flatnonzero(pool.source_ids >= len(used))
     exact = twins.exact_groups(_all_images(pool))
     clusters = exact if settings.split_by == "image" else twins.twin_clusters(_all_images(pool))
-    parts = _split(pool, own, clusters, settings)
-    train, validation, left_out = splitting.without_twins(parts, held, clusters, careless=settings.split_by == "image")
+    is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
+    parts = _split(pool, own[~is_new], clusters, settings)
+    aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, settings.seed)
+    parts["train"] = np.concatenate([parts["train"], learnt])
+    kept = np.concatenate([held, *aside.values()])
+    train, validation, left_out = splitting.without_twins(parts, kept, clusters, careless=settings.split_by == "image")
     measured = {"test": parts["test"]} if len(parts["test"]) else {}
+    measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
     _check_parts(pool, train, validation, measured, settings)
     weighted = _weight(pool, train, used, settings.seed)
@@ -101,7 +125,8 @@ def load(settings: Settings) -> Splits:
         "classes_without_training_picture": _missing_classes(pool, train),
     }
     _log_facts(facts)
-    return Splits(pool, weighted, validation, measured, facts, _fingerprint(pool, weighted, validation, measured))
+    fingerprint = _fingerprint(pool, weighted, validation, measured)
+    return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters)
 
 
 def calibration_images(splits: Splits, count: int, seed: int) -> np.ndarray:
@@ -159,6 +184,24 @@ def _split(pool: Pool, own: np.ndarray, clusters: np.ndarray, settings: Settings
     shares = {"test": settings.test_share, "validation": settings.validation_share}
     parts = splitting.assign(by[own], strata, pool.classes(own), shares, np.random.default_rng(settings.seed))
     return {name: own[members] for name, members in parts.items()}
+
+
+def _keep_aside(
+    pool: Pool, new: np.ndarray, clusters: np.ndarray, aside_from: int, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Of each new source what is only measured on, and what is learnt of all of them."""
+    aside, learnt = {}, []
+    for number in np.unique(pool.source_ids[new]):
+        mine = new[pool.source_ids[new] == number]
+        if len(mine) < aside_from or len(np.unique(clusters[mine])) < MIN_ASIDE_CLUSTERS:
+            learnt.append(mine)
+            continue
+        rng = np.random.default_rng(seed)
+        shares = {"aside": ASIDE_SHARE}
+        parts = splitting.assign(clusters[mine], np.zeros(len(mine), int), pool.classes(mine), shares, rng)
+        learnt.append(mine[parts["train"]])
+        aside[f"{pool.source_names[number]} (kept aside)"] = mine[parts["aside"]]
+    return aside, np.concatenate([np.empty(0, int), *learnt])
 
 
 def _check_parts(

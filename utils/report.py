@@ -98,13 +98,17 @@ def table(rows: list[list[str]]) -> str:
 
 
 def result_rows(results: dict) -> list[list[str]]:
-    """Rows of one run for :func:`table`, one for each file and test set; columns as in :func:`heading`."""
+    """Rows of one run for :func:`table`, one for each file and test set; columns as in :func:`heading`.
+
+    A fine-tuned model's begin with "before": the model it was made from.
+    """
     rows = []
-    for file, entry in results["files"].items():
+    before = {"before": results["before"]} if "before" in results else {}
+    for file, entry in {**before, **results["files"]}.items():
         for test_set, scores in entry["sets"].items():
             shown = [f"{scores[name]:.4f}" if name in scores else "-" for name in (*SCORE_TITLES, "ties", "agreement")]
-            counts = [f"{entry['bytes'] / 1024:.1f}", str(scores["n"])]
-            rows.append([results["architecture"], file, test_set, *counts, *shown])
+            size = f"{entry['bytes'] / 1024:.1f}" if "bytes" in entry else "-"
+            rows.append([results["architecture"], file, test_set, size, str(scores["n"]), *shown])
     return rows
 
 

@@ -33,8 +33,8 @@ def name(architecture: str, settings: Settings, mode: str, stamp: str) -> str:
     return f"{architecture}_{settings.nb_classes}cls_{color}_{mode}_{stamp}"
 
 
-def create(architecture: str, settings: Settings, mode: str) -> Path:
-    """Makes a new run folder that no other process has; a taken name gets ``-2``, ``-3`` ...
+def create(architecture: str, settings: Settings, mode: str, ending: str = "") -> Path:
+    """Makes a new run folder that no other process has; a taken name gets ``-2``, ``-3`` ..., then the ``ending``.
 
     Raises:
         RunError: ``OUTPUT_DIR`` can't be written to.
@@ -43,7 +43,7 @@ def create(architecture: str, settings: Settings, mode: str) -> Path:
     try:
         Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):
-            folder = Path(settings.output_dir) / (stem if attempt == 1 else f"{stem}-{attempt}")
+            folder = Path(settings.output_dir) / f"{stem}{f'-{attempt}' if attempt > 1 else ''}{ending}"
             try:
                 folder.mkdir()
                 return folder

@@ -13,9 +13,24 @@ import keras
 import numpy as np
 
 import models
-from utils import complexity, console, deployment, evaluation, loader, quantization, report, runs, targets, training
+from utils import (
+    complexity,
+    console,
+    deployment,
+    evaluation,
+    fine_tuning,
+    loader,
+    model_files,
+    quantization,
+    report,
+    runs,
+    targets,
+    training,
+)
 from utils.errors import UserError
+from utils.fine_tuning import Plan
 from utils.loader import Splits
+from utils.quantization import QuantizationMode
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -73,6 +88,47 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     if splits.fingerprint != fingerprint:
         raise loader.DataError(f"{run_dir}: the pictures or labels have changed since this run was started; start anew")
     return _attempt(name, settings, options, splits, run_dir)
+
+
+def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> Outcome:
+    """Teaches a trained model what ``plan.new`` shows, exports the result, measures both before and after.
+
+    Args:
+        model_file: the ``.keras`` file; it stays as it is.
+        plan: what to learn and how.
+        settings: the model's input, the export and the devices.
+        splits: as :func:`loader.load` made them with ``plan.new``.
+
+    Raises:
+        ModelFileError, FineTuningError: the model, or what is asked of it, doesn't fit.
+    """
+    started = time.monotonic()
+    targets.check(settings)
+    old, model = model_files.load(model_file), model_files.load(model_file)
+    new_head = plan.strategy == "feature_extractor" and model.output_shape[-1] != settings.nb_classes
+    model_files.check_fits(model, settings, new_head)
+    if new_head:
+        model = fine_tuning.with_new_head(model, settings.nb_classes, settings.seed)
+    free, _ = fine_tuning.freeze(model, plan.strategy)
+    augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
+    chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
+    mode = quantization.resolve(settings, model.name, _quantizable(model.name))
+    run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
+    runs.save_settings(run_dir, settings, model.name, splits.fingerprint)
+    with runs.hold(run_dir):
+        log.info("fine-tuning %s in %s", model_file, run_dir)
+        before = {} if new_head else _sets_of(old, splits)
+        teacher = old if plan.new and not new_head else None
+        seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
+        model.trainable = True
+        runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
+        model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
+        fitted = {**dataclasses.asdict(plan), "trained_parameters": free, **fine_tuning.facts(chosen)}
+        results = _results(model, splits, settings, mode, run_dir, fitted)
+        results["before"] = {"file": str(model_file), "sets": before}
+        results["timing"] = _timing(seconds, started)
+        runs.write_json(run_dir / runs.RESULTS_FILE, results)
+    return Outcome(model.name, run_dir, results)
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -139,27 +195,36 @@ def _run(
         report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
-        results = {
-            "architecture": architecture.name,
-            "nb_classes": settings.nb_classes,
-            "input_shape": list(settings.input_shape),
-            "mode": mode.label,
-            "notes": [mode.note] if mode.note else [],
-            "parameters": complexity.parameters(model),
-            "multiply_accumulates": complexity.multiply_accumulates(model),
-            "training": _training_facts(fitted),
-            "data": splits.facts,
-            **_deliver(model, splits, settings, mode, run_dir),
-            "timing": {"training_s": round(fitted.seconds, 1), "run_s": round(time.monotonic() - started, 1)},
-        }
+        results = _results(model, splits, settings, mode, run_dir, _training_facts(fitted))
+        results["timing"] = _timing(fitted.seconds, started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
 
 
-def _deliver(
-    model: keras.Model, splits: Splits, settings: Settings, mode: quantization.QuantizationMode, run_dir: Path
+def _results(
+    model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode, run_dir: Path, fitted: dict
 ) -> dict:
+    """Exports and measures a trained model; returns what ``results.json`` is to hold of it."""
+    return {
+        "architecture": model.name,
+        "nb_classes": settings.nb_classes,
+        "input_shape": list(settings.input_shape),
+        "mode": mode.label,
+        "notes": [mode.note] if mode.note else [],
+        "parameters": complexity.parameters(model),
+        "multiply_accumulates": complexity.multiply_accumulates(model),
+        "training": fitted,
+        "data": splits.facts,
+        **_deliver(model, splits, settings, mode, run_dir),
+    }
+
+
+def _timing(training_seconds: float, started: float) -> dict[str, float]:
+    return {"training_s": round(training_seconds, 1), "run_s": round(time.monotonic() - started, 1)}
+
+
+def _deliver(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode, run_dir: Path) -> dict:
     """Converts, gates, writes and measures the files; returns their part of the results."""
     made = deployment.make(model, splits, settings, mode)
     files = deployment.accepted(made)
@@ -188,19 +253,33 @@ def _score(
     for file in files:
         logits[file.name] = evaluation.file_logits(file.name, file.content, images)
     reference = logits[runs.BEST_MODEL_FILE].argmax(axis=1)
-    ends = np.cumsum([len(part) for part in splits.measured.values()])
-    entries = {}
-    for file, values in logits.items():
-        parts = zip(
-            splits.measured, *(np.split(array, ends[:-1]) for array in (indices, values, reference)), strict=True
-        )
-        sets = {name: _scores(splits, *part) for name, *part in parts}
-        entries[file] = {"bytes": (run_dir / file).stat().st_size, "sets": sets}
+    entries = {
+        file: {"bytes": (run_dir / file).stat().st_size, "sets": _sets(splits, values, reference)}
+        for file, values in logits.items()
+    }
     recommended = _recommend(files, splits)
     values, title = logits[recommended], f"{recommended} on {', '.join(splits.measured)}"
     report.confusion_matrix(run_dir / "confusion_matrix.png", classes, values.argmax(axis=1), pool.nb_classes, title)
     report.worst_predictions(run_dir / "worst_predictions.png", images, classes, values, pool.nb_classes, title)
     return entries, recommended
+
+
+def _sets(splits: Splits, logits: np.ndarray, reference: np.ndarray) -> dict[str, dict]:
+    """Scores on each test set; ``logits`` and the Keras model's classes are those of all sets, one after the other."""
+    ends = np.cumsum([len(part) for part in splits.measured.values()])[:-1]
+    parts = zip(splits.measured.items(), np.split(logits, ends), np.split(reference, ends), strict=True)
+    return {name: _scores(splits, indices, *values) for (name, indices), *values in parts}
+
+
+def _sets_of(model: keras.Model, splits: Splits) -> dict[str, dict]:
+    images = splits.pool.images(np.concatenate(list(splits.measured.values())))
+    logits = evaluation.keras_logits(model, images)
+    return _sets(splits, logits, logits.argmax(axis=1))
+
+
+def _quantizable(name: str) -> bool:
+    # A model may be older than the architectures here.
+    return models.get(name).quantizable if name in models.available() else True
 
 
 def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> str:

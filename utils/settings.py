@@ -55,6 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "augment_invert": (0, 1),
     "qat_epochs": (1, 1000),
     "qat_learning_rate": (1e-6, 10),
+    "retrain_max_drop": (0, 100),
     "calibration_images": (100, 10_000),
     "esp_dl_min_agreement": (0, 1),
 }
@@ -103,6 +104,7 @@ class Settings:
     augment_color: float
     augment_noise: float
     augment_invert: float
+    retrain_max_drop: float
     output_dir: str
     quantize_model: bool
     use_qat: bool

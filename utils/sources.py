@@ -1,6 +1,7 @@
 """Data sources as declared in parameters.py, and what reading one gives."""
 
 import difflib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from utils import labels
 from utils.errors import UserError
 
 MAX_COUNT = 10_000_000  # synthetic pictures
 MAX_WEIGHT = 10_000  # repeats of each training picture
+NEW_WEIGHT = 300.0  # of a picture that a trained model is to learn: fourteen take half of its attention
 
 
 class SourceError(UserError, ValueError):
@@ -127,6 +130,43 @@ def parse_sources(declared: list[dict[str, Any]], parameter: str) -> tuple[DataS
         if n > 1:
             raise SourceError(f"data source {name!r}: {n} entries of {parameter} have this name; rename all but one")
     return sources
+
+
+def declare(folder: Path, weight: float) -> dict[str, Any]:
+    """A declaration of the folder, as what it looks like: with a ``labels.txt``, one folder a class, or named pictures.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"folder {folder} not found: give a folder with labelled pictures")
+    kind = "filename"
+    if (folder / "labels.txt").is_file():
+        kind = "label_file"
+    elif not any(child.is_file() for child in folder.iterdir()) and all(map(_is_label, folder.iterdir())):
+        kind = "folder_structure"
+    return {"name": folder.resolve().name or "new", "type": kind, "path": str(folder), "weight": weight}
+
+
+def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """A new list with ``entry``, and the source's name in it: a folder that is listed already only gets the weight."""
+    folder = Path(entry["path"]).resolve()
+    for number, known in enumerate(declared):
+        if isinstance(known, dict) and "path" in known and Path(known["path"]).expanduser().resolve() == folder:
+            changed = {**known, "weight": entry["weight"]}
+            return [*declared[:number], changed, *declared[number + 1 :]], known.get("name", "")
+    taken = {known.get("name") for known in declared if isinstance(known, dict)}
+    names = (entry["name"] if number == 1 else f"{entry['name']}-{number}" for number in itertools.count(1))
+    name = next(name for name in names if name not in taken)
+    return [*declared, {**entry, "name": name}], name
+
+
+def _is_label(path: Path) -> bool:
+    try:
+        labels.parse(path.name)
+    except labels.LabelError:
+        return False
+    return True
 
 
 def _check_keys(d: dict[str, Any], where: str) -> None:

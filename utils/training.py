@@ -123,6 +123,11 @@ class EpochLine(keras.callbacks.Callback):
         log.info("epoch %d of %d: %s", epoch + 1, self.params["epochs"], text)
 
 
+def progress(description: str) -> keras.callbacks.Callback:
+    """A bar on a terminal, else a log line an epoch."""
+    return TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine()
+
+
 def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -> Training:
     """Trains ``model`` in place and leaves the best epoch in ``run_dir/best_model.keras``.
 
@@ -221,7 +226,7 @@ def _learning_rate(settings: Settings, steps_per_epoch: int):
 
 
 def _callbacks(description: str, settings: Settings) -> list[keras.callbacks.Callback]:
-    callbacks = [TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine()]
+    callbacks = [progress(description)]
     if settings.learning_rate_schedule == "plateau":
         plateau = keras.callbacks.ReduceLROnPlateau(
             factor=settings.plateau_factor, patience=settings.plateau_patience, min_lr=settings.learning_rate / 1000

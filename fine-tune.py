@@ -1,0 +1,71 @@
+"""Teaches a trained model more, above all a new meter from a few pictures, and shows what got better and worse."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from utils import chips, console, model_files, sources
+from utils import settings as settings_module
+from utils.errors import UserError
+
+STRATEGIES = ("full", "last_layer", "feature_extractor")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model_path", type=Path, metavar="FILE", help="a .keras file or a run folder; without it the newest run")
+    add("--data", type=Path, action="append", default=[], metavar="DIR", help="pictures of the new meter; repeatable")
+    add("--strategy", choices=STRATEGIES, default="full", help="what is trained; feature_extractor: the dense layers")
+    add("--data_ratio", type=console.share, default=0.1, metavar="X", help="share of the original data kept (0.1)")
+    add("--augmented_ratio", type=console.share, default=0.9, metavar="X", help="share of it much changed (0.9)")
+    add("--learning_rate_multiplier", type=console.positive, default=0.5, metavar="X", help="of LEARNING_RATE (0.5)")
+    add("--epochs", type=int, choices=range(1, 1001), default=8, metavar="N", help="of 50 batches each (8)")
+    console.add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def fine_tune(arguments: argparse.Namespace) -> int:
+    settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
+    chips.check(settings)
+    console.set_up(arguments.debug)
+    model_file = model_files.find(arguments.model_path, Path(settings.output_dir))
+    model_files.check(model_file)
+    new = []
+    for folder in arguments.data:
+        declared, name = sources.with_source(settings.data_sources, sources.declare(folder, sources.NEW_WEIGHT))
+        settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
+    from utils import loader
+
+    splits = loader.load(settings, new, aside_from=100)
+    console.import_tensorflow(settings.gpu_memory_growth)
+    from utils import fine_tuning, session
+
+    plan = fine_tuning.Plan(
+        strategy=arguments.strategy,
+        new=tuple(new),
+        weight=sources.NEW_WEIGHT,
+        data_ratio=arguments.data_ratio,
+        augmented_ratio=arguments.augmented_ratio,
+        learning_rate=settings.learning_rate * arguments.learning_rate_multiplier,
+        epochs=arguments.epochs,
+    )
+    outcome = session.fine_tune(model_file, plan, settings, splits)
+    print(session.summary([outcome]))
+    return int(bool(session.refusals(outcome)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return fine_tune(parse_arguments(argv))
+    except UserError as error:
+        print(f"fine-tune.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fine-tune.py: interrupted; nothing of the model was changed", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

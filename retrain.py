@@ -1,0 +1,62 @@
+"""Retrains a model on the pictures it read wrongly; accepts the result only if nothing else got worse."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from utils import chips, console, model_files, sources
+from utils import settings as settings_module
+from utils.errors import UserError
+
+REJECTED = 3
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="exit code 3: the retrained model is no better")
+    add = parser.add_argument
+    add("--model_path", type=Path, metavar="FILE", help="a .keras file or a run folder; without it the newest run")
+    add("--bad_images_dir", type=Path, required=True, metavar="DIR", help="the pictures, rightly labelled")
+    add("--weight", type=console.positive, default=sources.NEW_WEIGHT, metavar="X", help="of each of them (300)")
+    add("--epochs", type=int, choices=range(1, 1001), default=8, metavar="N", help="of 50 batches each (8)")
+    add("--lr", type=console.positive, default=0.0001, metavar="X", help="learning rate (0.0001)")
+    console.add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def retrain(arguments: argparse.Namespace) -> int:
+    settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
+    entry = sources.declare(arguments.bad_images_dir, arguments.weight)
+    declared, name = sources.with_source(settings.data_sources, entry)
+    # For the device the plain quantised file is what replaces the old one.
+    settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)
+    chips.check(settings)
+    console.set_up(arguments.debug)
+    model_file = model_files.find(arguments.model_path, Path(settings.output_dir))
+    model_files.check(model_file)
+    from utils import loader
+
+    splits = loader.load(settings, [name], aside_from=20)
+    console.import_tensorflow(settings.gpu_memory_growth)
+    from utils import fine_tuning, retraining, session
+
+    plan = fine_tuning.Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
+    outcome, judgement = retraining.retrain(model_file, plan, settings, splits)
+    print(session.summary([outcome]))
+    print(retraining.summary(outcome, judgement))
+    return int(bool(session.refusals(outcome))) if judgement.accepted else REJECTED
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return retrain(parse_arguments(argv))
+    except UserError as error:
+        print(f"retrain.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("retrain.py: interrupted; nothing of the model was changed", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

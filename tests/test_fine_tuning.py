@@ -1,0 +1,176 @@
+import dataclasses
+import types
+
+import keras
+import numpy as np
+import pytest
+
+import models
+from utils import evaluation, fine_tuning, loader
+from utils.fine_tuning import FineTuningError, Plan
+
+
+@pytest.fixture(scope="module")
+def meter(tmp_path_factory, picture_folders):
+    """A folder of 48 pictures of a meter that shows only 2 and 7, on its head."""
+    return picture_folders(tmp_path_factory.mktemp("meter"))
+
+
+@pytest.fixture(scope="module")
+def picture_folders():
+    import cv2
+
+    from utils import synthetic
+
+    def make(folder):
+        digits = synthetic.draw(2000, 11)
+        chosen = np.flatnonzero(np.isin(digits.tenths, (20, 70)))[:48]
+        for number in chosen:
+            name = f"{digits.tenths[number] / 10:.1f}_{number}.png"
+            cv2.imwrite(str(folder / name), digits.images[number][::-1, :, ::-1])
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def known(trained_run, meter):
+    """The trained model's file, settings with the meter as a source, and what is loaded then."""
+    outcome, settings, _ = trained_run
+    source = {"name": "meter", "type": "filename", "path": str(meter)}
+    settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, source])
+    return outcome.run_dir / "best_model.keras", settings, loader.load(settings, ["meter"], aside_from=1000)
+
+
+def load(path):
+    return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def weights_of(model, trainable):
+    frozen = {id(weight) for weight in model.trainable_weights}
+    return [weight.numpy() for weight in model.weights if (id(weight) in frozen) == trainable]
+
+
+def test_the_mix_is_shares_of_each_set(known, caplog):
+    _, _, splits = known
+    caplog.set_level("INFO")
+    chosen = fine_tuning.mix(splits, Plan(new=("meter",), data_ratio=0.25, augmented_ratio=0.5, weight=5.0), (), 1)
+    old = len(np.unique(splits.train)) - 48
+    assert (len(chosen.new), len(chosen.plain), len(chosen.changed)) == (48, round(old / 4), round(old / 2))
+    assert splits.pool.source_names[splits.pool.source_ids[chosen.new[0]]] == "meter"
+    groups = len(np.unique(splits.clusters[chosen.new]))
+    assert chosen.new_share == pytest.approx(5 * groups / (5 * groups + fine_tuning.BANK))
+    assert "learning from 48 new pictures" in caplog.text
+
+
+def test_new_pictures_take_half_of_a_batch_at_most(known):
+    _, _, splits = known
+    assert fine_tuning.mix(splits, Plan(new=("meter",)), (), 1).new_share == 0.5
+    assert fine_tuning.mix(splits, Plan(), (), 1).new_share == 0
+    alone = Plan(new=("meter",), data_ratio=0, augmented_ratio=0)
+    assert fine_tuning.mix(splits, alone, (), 1).new_share == 1
+
+
+def test_sources_marked_augmented_take_the_place_of_changed_pictures(known):
+    _, _, splits = known
+    chosen = fine_tuning.mix(splits, Plan(data_ratio=0, augmented_ratio=0.5), ("meter",), 1)
+    assert set(splits.pool.source_ids[chosen.changed]) == {splits.source("meter")}
+    assert (len(chosen.plain), len(chosen.changed)) == (0, 24)
+
+
+def test_nothing_to_learn_from_is_an_error(known):
+    _, _, splits = known
+    with pytest.raises(FineTuningError, match="raise --data_ratio or --augmented_ratio, or give --data"):
+        fine_tuning.mix(splits, Plan(data_ratio=0, augmented_ratio=0), (), 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "strategy", "free"),
+    [
+        ("cnn32", "full", 189_642),
+        ("cnn32", "last_layer", 257 * 10),
+        ("cnn32", "feature_extractor", 513 * 256 + 257 * 10),
+        # Its dense layer is written as a 1x1 convolution.
+        ("digit_recognizer_v4", "feature_extractor", 57 * 64 + 65 * 10),
+        ("digit_recognizer_v12", "last_layer", 97 * 10),
+    ],
+)
+def test_strategies_free_what_they_say(architecture, strategy, free):
+    model = models.get(architecture).build((32, 20, 1), 10)
+    assert fine_tuning.freeze(model, strategy) == (free, model.count_params())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["last_layer", "feature_extractor"])
+def test_frozen_weights_stay_bit_for_bit(known, strategy):
+    path, settings, splits = known
+    model, teacher = load(path), load(path)
+    fine_tuning.freeze(model, strategy)
+    before = [weights_of(model, trainable) for trainable in (False, True)]
+    plan = Plan(strategy, new=("meter",), epochs=1)
+    fine_tuning.fit(model, teacher, splits, fine_tuning.mix(splits, plan, (), 1), plan, settings)
+    after = [weights_of(model, trainable) for trainable in (False, True)]
+    assert all(np.array_equal(old, new) for old, new in zip(before[0], after[0], strict=True))
+    assert all(not np.array_equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+
+
+@pytest.mark.slow
+def test_learns_the_meter_and_keeps_the_rest(known):
+    path, settings, splits = known
+    model, teacher = load(path), load(path)
+    plan = Plan(new=("meter",), epochs=4)
+    fine_tuning.freeze(model, plan.strategy)
+    chosen = fine_tuning.mix(splits, plan, (), 1)
+    fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
+
+    def right(network, indices):
+        read = evaluation.keras_logits(network, splits.pool.images(indices)).argmax(axis=1)
+        return (read == splits.pool.classes(indices)).mean()
+
+    new, old = chosen.new, np.concatenate([splits.validation, splits.measured["test"]])
+    assert right(teacher, new) < 0.6
+    assert right(model, new) > 0.95
+    assert right(model, old) > right(teacher, old) - 0.1
+
+
+def test_a_new_head_keeps_the_features():
+    model = models.get("cnn32").build((32, 20, 1), 100)
+    grown = fine_tuning.with_new_head(model, 10, 1)
+    assert (grown.name, grown.output_shape) == ("cnn32", (None, 10))
+    assert np.array_equal(grown.layers[-2].kernel, model.layers[-2].kernel)
+
+
+def test_rolled_labels_are_split_between_neighbours_on_the_ring(known):
+    _, settings, splits = known
+    settings = dataclasses.replace(settings, nb_classes=100)
+    tenths = np.full(len(splits.pool.tenths), 99, np.int16)
+    splits = dataclasses.replace(splits, pool=dataclasses.replace(splits.pool, tenths=tenths, nb_classes=100))
+    # It reads one of the five as 5.0: that class must be unlearnt there.
+    answers = np.eye(100, dtype=np.float32)[[99, 99, 50, 0, 98]]
+    teacher = types.SimpleNamespace(predict=lambda images, **options: answers)
+    new = fine_tuning._New(splits, np.arange(5), teacher, settings, np.random.default_rng(0))
+    (target,) = new._targets(np.array([99.75]))
+    assert {number: target[number] for number in np.flatnonzero(target)} == {99: 0.25, 0: 0.75}
+    assert np.flatnonzero(new.closed[0] == 0).tolist() == [0, 1, 2, 3, *range(47, 54), 95, 96, 97, 98, 99]
+
+
+def test_a_display_of_whole_digits_does_not_roll(known):
+    _, settings, splits = known
+    new = fine_tuning._New(
+        splits, np.flatnonzero(splits.pool.tenths % 10 == 0)[:9], None, settings, np.random.default_rng(0)
+    )
+    assert not new.rolls
+    images, closed, targets = new.draw(20)
+    assert images.shape == (20, 32, 20, 1)
+    assert set(targets.argmax(axis=1)) <= set(np.flatnonzero(closed[0] == 0))
+
+
+def test_near_twins_share_one_weight(known):
+    _, settings, splits = known
+    chosen = np.arange(100)
+    clusters = splits.clusters.copy()
+    clusters[chosen] = [0] * 90 + list(range(1, 11))
+    twins = dataclasses.replace(splits, clusters=clusters)
+    new = fine_tuning._New(twins, chosen, None, settings, np.random.default_rng(0))
+    assert new.probabilities[:90].sum() == pytest.approx(1 / 11)
+    assert new.probabilities[95] == pytest.approx(1 / 11)

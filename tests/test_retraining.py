@@ -1,0 +1,115 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from utils import labels, loader, retraining, review
+from utils.fine_tuning import Plan
+from utils.retraining import judge
+
+
+def results(before, after, nb_classes=10):
+    score = "accuracy" if nb_classes == 10 else "within_0.1"
+
+    def sets(values):
+        return {"sets": {name: {score: value, "per_meter": {}} for name, value in values.items()}}
+
+    return {"nb_classes": nb_classes, "before": sets(before), "files": {"best_model.keras": sets(after)}}
+
+
+@pytest.mark.parametrize("nb_classes", [10, 100])
+@pytest.mark.parametrize(
+    ("before", "after", "bad", "reasons"),
+    [
+        ({"test": 0.99}, {"test": 0.99}, (0.2, 0.8), []),
+        ({"test": 0.99}, {"test": 0.988}, (0.2, 0.21), []),
+        ({"test": 0.99}, {"test": 0.9879}, (0.2, 0.8), ["test is read worse by 0.21 points"]),
+        ({"test": 0.99}, {"test": 1.0}, (0.2, 0.2), ["of the bad pictures kept aside 20.0% are read"]),
+        ({"a": 0.9, "b": 0.9}, {"a": 0.8, "b": 0.7}, (0.5, 0.4), ["of the bad", "a is read worse by 10", "b is read"]),
+        # What is kept aside of the bad pictures is judged as such, not as an old set.
+        ({"new (kept aside)": 0.9}, {"new (kept aside)": 0.1}, (0.2, 0.8), []),
+    ],
+)
+def test_the_judgement(before, after, bad, reasons, nb_classes):
+    judgement = judge(results(before, after, nb_classes), *bad, kept_aside=9, max_drop=0.2)
+    assert judgement.accepted == (not reasons)
+    assert len(judgement.reasons) == len(reasons)
+    assert all(found.startswith(begin) for found, begin in zip(judgement.reasons, reasons, strict=True))
+
+
+def test_what_was_learnt_from_is_said_to_flatter():
+    (reason,) = judge(results({}, {}), 0.5, 0.5, kept_aside=0, max_drop=0.2).reasons
+    assert reason.startswith("of the bad pictures learnt from")
+
+
+@pytest.fixture(scope="module")
+def retrained(trained_run, tmp_path_factory):
+    """A model retrained on 60 failed readings: digits on their head, 9 of which have a wrong label."""
+    import cv2
+
+    from utils import synthetic
+
+    outcome, settings, _ = trained_run
+    folder, output = tmp_path_factory.mktemp("bad"), tmp_path_factory.mktemp("runs")
+    digits = synthetic.draw(60, 21)
+    for number, (image, tenths) in enumerate(zip(digits.images, digits.tenths, strict=True)):
+        tenths = (tenths + 40) % 100 if number < 9 else tenths
+        cv2.imwrite(str(folder / f"{tenths / 10:.1f}_{number:03d}.png"), image[::-1, :, ::-1])
+    source = {"name": "bad", "type": "filename", "path": str(folder), "weight": 300.0}
+    changed = {"data_sources": [*settings.data_sources, source], "output_dir": str(output)}
+    settings = dataclasses.replace(settings, **changed, deploy_targets=["tflite_micro"])
+    splits = loader.load(settings, ["bad"], aside_from=20)
+    plan = Plan(new=("bad",), epochs=4)
+    return (*retraining.retrain(outcome.run_dir / "best_model.keras", plan, settings, splits), splits, folder)
+
+
+@pytest.mark.slow
+def test_a_run_shows_before_and_after_and_the_verdict(retrained):
+    outcome, judgement, splits, _ = retrained
+    assert outcome.run_dir.name.endswith("_finetuned")
+    saved = json.loads((outcome.run_dir / "results.json").read_text())
+    assert saved["judgement"] == json.loads(json.dumps(dataclasses.asdict(judgement)))
+    assert saved["before"]["sets"].keys() == {"test", "bad (kept aside)"}
+    assert (
+        judgement.kept_aside
+        == len(splits.measured["bad (kept aside)"])
+        == saved["before"]["sets"]["bad (kept aside)"]["n"]
+    )
+    assert judgement.bad_before == saved["before"]["sets"]["bad (kept aside)"]["accuracy"]
+    after = saved["files"]["best_model.keras"]["sets"]
+    assert judgement.bad_after == after["bad (kept aside)"]["accuracy"]
+    assert judgement == judge(saved, judgement.bad_before, judgement.bad_after, judgement.kept_aside, 0.2)
+    assert (outcome.run_dir / "cnn32_quantized.tflite").is_file()
+    text = retraining.summary(outcome, judgement)
+    assert ("ACCEPTED" in text) == judgement.accepted
+
+
+@pytest.mark.slow
+def test_learning_bad_pictures_reads_more_of_them(retrained):
+    outcome, _, splits, _ = retrained
+    training = outcome.results["training"]
+    assert training["new_pictures"] == np.isin(np.unique(splits.train), range(2000, 2060)).sum()
+    assert training["new_share_of_a_batch"] == 0.5
+
+
+@pytest.mark.slow
+def test_the_page_has_every_bad_picture(retrained):
+    outcome, _, _, folder = retrained
+    page = (outcome.run_dir / "review.html").read_text(encoding="utf-8")
+    assert page.count("<li ") == 60
+    assert all(path.name in page for path in folder.iterdir())
+
+
+def test_reviewed_entries_say_what_both_models_read(retrained):
+    _, _, splits, _ = retrained
+    bad = np.flatnonzero(splits.pool.source_ids == 1)
+    old = np.full((len(bad), 10), -5, np.float32)
+    old[:, 3] = 5
+    entries = retraining._reviewed(splits, bad, old, old * 2, splits.measured["bad (kept aside)"])
+    assert {entry.old[0] for entry in entries} == {"3"}
+    assert entries[0].old[1] == pytest.approx(1 / (1 + 9 * np.exp(-10)), abs=1e-6)
+    names = labels.class_names(10)
+    assert [entry.label for entry in entries] == [names[number] for number in splits.pool.classes(bad)]
+    assert sum(not entry.learnt for entry in entries) == len(splits.measured["bad (kept aside)"])
+    assert all(isinstance(entry, review.Reviewed) for entry in entries)

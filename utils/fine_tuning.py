@@ -1,0 +1,287 @@
+"""Teaches a trained model a new meter from a few pictures without unlearning the others.
+
+Half of every batch are new pictures, half are replayed from the old data. Replayed pictures have what the old model
+says as their target (Li and Hoiem 2016, "Learning without Forgetting"). New ones are rolled by up to two tenths with
+their label; classes far from every new label are left out of their softmax, unless the old model reads one there, or
+digits that the new pictures lack would be unlearnt. Batch statistics stay; at the end the weights are averaged with the
+old ones (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+"""
+
+import dataclasses
+import logging
+import math
+import time
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from utils import labels, training
+from utils.augmentation import Augmentation, shifted_up
+from utils.errors import UserError
+from utils.loader import Splits
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STRATEGIES = ("full", "last_layer", "feature_extractor")
+BATCH_SIZE = 64
+NEW_SHARE = 0.5  # of a batch at most, where there is anything old
+STEPS_PER_EPOCH = 50
+NEW_WEIGHT = 0.75  # of the new weights in the average with the old ones
+BANK = 4096  # replayed pictures, changed at random once
+ROLL = 2.0  # tenths that a new picture is rolled at most
+ROLL_PROBABILITY = 0.5
+WHEEL_PITCH = 0.086  # share of the picture's height that a wheel moves in a tenth
+# A tenth further than a rolled picture's label can get.
+REACH = {100: 3, 10: 0}  # classes around the new labels that stay in their softmax, by number of classes
+CLOSED = -1e4  # added to the logits of the others
+# Changes of new pictures are mild: stronger ones gained nothing, and inverted pictures are not what the meter shows.
+MILD = {
+    **{"augment_rotation": 2.0, "augment_zoom": 0.05, "augment_shift_x": 0.05, "augment_shift_y": 0.01},
+    **{"augment_brightness": 0.1, "augment_contrast": 0.2, "augment_color": 0.1, "augment_noise": 0.02},
+    "augment_invert": 0.0,
+}
+
+
+class FineTuningError(UserError):
+    """What is asked for can't be learnt. The message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to learn: ``new`` names the sources of the new meter, ``weight`` how often one of their pictures counts
+    against ``BANK`` old ones; of these the share ``data_ratio`` comes as it is, ``augmented_ratio`` much changed.
+    """
+
+    strategy: str = "full"
+    new: tuple[str, ...] = ()
+    weight: float = 300.0
+    data_ratio: float = 0.1
+    augmented_ratio: float = 0.9
+    learning_rate: float = 0.0005
+    epochs: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """Indices into the pool of what is learnt, and the share of each batch that is new."""
+
+    new: np.ndarray
+    plain: np.ndarray
+    changed: np.ndarray
+    new_share: float
+
+
+def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mix:
+    """Draws what is learnt from the training part; logs it in pictures.
+
+    Args:
+        splits: as :func:`loader.load` made them with ``plan.new``.
+        plan: says how much of what.
+        augmented: names of sources whose pictures are much changed already; without any the old ones are changed.
+        seed: of the draw.
+
+    Raises:
+        FineTuningError: nothing to learn from.
+    """
+    train, source_ids = np.unique(splits.train), splits.pool.source_ids
+    of = {name: np.isin(source_ids[train], [splits.source(one) for one in names])
+          for name, names in (("new", plan.new), ("augmented", augmented))}  # fmt: skip
+    originals = train[~of["new"] & ~of["augmented"]]
+    new, changeable = train[of["new"]], train[of["augmented"]] if augmented else originals
+    rng = np.random.default_rng(seed)
+    plain, changed = _share(originals, plan.data_ratio, rng), _share(changeable, plan.augmented_ratio, rng)
+    old = len(plain) + len(changed)
+    if not len(new) + old:
+        raise FineTuningError("no picture left to learn from: raise --data_ratio or --augmented_ratio, or give --data")
+    # A thousand near twins are not a thousand pictures.
+    counted = plan.weight * len(np.unique(splits.clusters[new]))
+    share = min(NEW_SHARE, counted / (counted + BANK)) if old else 1.0
+    log.info(
+        "learning from %d new pictures (%.0f %% of each batch), %d old ones and %d old ones %s",
+        *(len(new), 100 * share, len(plain), len(changed)),
+        "of augmented sources" if augmented else "much changed",
+    )
+    return Mix(new, plain, changed, share)
+
+
+def facts(chosen: Mix) -> dict[str, float]:
+    """The mix in numbers, for ``results.json``."""
+    counts = {"new": chosen.new, "old_plain": chosen.plain, "old_changed": chosen.changed}
+    pictures = {f"{name}_pictures": len(indices) for name, indices in counts.items()}
+    return {**pictures, "new_share_of_a_batch": round(chosen.new_share, 4)}
+
+
+def freeze(model: keras.Model, strategy: str) -> tuple[int, int]:
+    """Marks what ``strategy`` leaves as it is; returns how many parameters train, and how many there are."""
+    weighted = [layer for layer in model.layers if layer.weights]
+    head = {"full": weighted, "last_layer": weighted[-1:], "feature_extractor": _head(model)}[strategy]
+    for layer in weighted:
+        layer.trainable = layer in head
+    free, total = (sum(math.prod(weight.shape) for weight in part) for part in (model.trainable_weights, model.weights))
+    log.info("strategy %s: %d of %d parameters train", strategy, free, total)
+    return free, total
+
+
+def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model:
+    """The same network with a fresh last layer for another number of classes."""
+    last = model.output._keras_history.operation
+    (features,) = last._inbound_nodes[0].input_tensors
+    if not isinstance(last, layers.Dense):
+        raise FineTuningError(f"{model.name} ends in {type(last).__name__}, not in a dense layer: it takes no new head")
+    keras.utils.set_random_seed(seed)
+    return keras.Model(model.input, layers.Dense(nb_classes, name=last.name)(features), name=model.name)
+
+
+def fit(
+    model: keras.Model, teacher: keras.Model | None, splits: Splits, chosen: Mix, plan: Plan, settings: Settings
+) -> float:
+    """Trains ``model`` in place; frozen weights stay as they are, bit for bit. Returns the seconds it took.
+
+    Args:
+        model: its layers frozen as the strategy says.
+        teacher: the old model, whose answers are the targets of replayed pictures; None: their labels are.
+        splits: the pictures.
+        chosen: of :func:`mix`.
+        plan: learning rate and length.
+        settings: seed and number of classes.
+    """
+    started = time.monotonic()
+    keras.utils.set_random_seed(settings.seed)
+    old_weights = [weight.numpy() for weight in model.trainable_weights]
+    rows = _Rows(splits, chosen, teacher, plan, settings)
+    _trainer(model, plan).fit(
+        rows,
+        epochs=plan.epochs,
+        # Each batch is made for its place: shuffling would only change which.
+        shuffle=False,
+        verbose=0,
+        callbacks=[training.progress(f"{model.name} fine-tuning")],
+    )
+    if teacher is not None:
+        # Only those that trained: an average of two equal numbers need not be that number.
+        for weight, old in zip(model.trainable_weights, old_weights, strict=True):
+            weight.assign(NEW_WEIGHT * weight + (1 - NEW_WEIGHT) * old)
+    return time.monotonic() - started
+
+
+class _Rows(keras.utils.PyDataset):
+    """Batches ``((pictures (N, H, W, C) float32, closed classes (N, classes)), targets (N, classes))``."""
+
+    def __init__(self, splits: Splits, chosen: Mix, teacher: keras.Model | None, plan: Plan, settings: Settings):
+        super().__init__()
+        self.rng = np.random.default_rng(settings.seed)
+        self.per_batch = math.ceil(BATCH_SIZE * chosen.new_share)
+        self.new = _New(splits, chosen.new, teacher, settings, self.rng) if self.per_batch else None
+        self.old = _bank(splits, chosen, teacher, settings, self.rng) if self.per_batch < BATCH_SIZE else None
+
+    def __len__(self) -> int:
+        return STEPS_PER_EPOCH
+
+    def __getitem__(self, number: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        parts = []
+        if self.new:
+            parts.append(self.new.draw(self.per_batch))
+        if self.old:
+            chosen = self.rng.integers(0, len(self.old[0]), BATCH_SIZE - self.per_batch)
+            parts.append((self.old[0][chosen], np.zeros_like(self.old[1][chosen]), self.old[1][chosen]))
+        pictures, closed, targets = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return (pictures, closed), targets
+
+
+class _New:
+    """Draws new pictures evenly over groups of twins, rolled and mildly changed."""
+
+    def __init__(
+        self,
+        splits: Splits,
+        indices: np.ndarray,
+        teacher: keras.Model | None,
+        settings: Settings,
+        rng: np.random.Generator,
+    ):
+        self.images, self.tenths, self.rng = splits.pool.images(indices), splits.pool.tenths[indices], rng
+        _, group, size = np.unique(splits.clusters[indices], return_inverse=True, return_counts=True)
+        self.probabilities = 1 / size[group] / len(size)
+        self.nb_classes = settings.nb_classes
+        self.change = Augmentation(dataclasses.replace(settings, augment=True, **MILD))
+        # A display that only ever shows whole digits does not roll.
+        self.rolls = settings.nb_classes == 100 and bool((self.tenths % 10).any())
+        self.one_hot = np.eye(settings.nb_classes, dtype=np.float32)
+        self.closed = self._closed(teacher)
+
+    def draw(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen = self.rng.choice(len(self.images), count, p=self.probabilities)
+        images, position = self.images[chosen].astype(np.float32), self.tenths[chosen].astype(np.float32)
+        if self.rolls:
+            rolled = self.rng.random(count) < ROLL_PROBABILITY
+            tenths = (self.rng.uniform(-ROLL, ROLL, count) * rolled).astype(np.float32)
+            images = ops.convert_to_numpy(shifted_up(images, tenths * WHEEL_PITCH * images.shape[1]))
+            position += tenths
+        images = ops.convert_to_numpy(self.change(images, training=True))
+        return images, np.repeat(self.closed, count, axis=0), self._targets(position)
+
+    def _targets(self, position: np.ndarray) -> np.ndarray:
+        if not self.rolls:
+            return self.one_hot[labels.to_classes(position.astype(int), self.nb_classes)]
+        below = np.floor(position).astype(int)
+        share = (position - below)[:, None]
+        return (1 - share) * self.one_hot[below % 100] + share * self.one_hot[(below + 1) % 100]
+
+    def _closed(self, teacher: keras.Model | None) -> np.ndarray:
+        every = np.arange(self.nb_classes)
+        if teacher is None:
+            return np.zeros((1, self.nb_classes), np.float32)
+        read = teacher.predict(self.images, batch_size=256, verbose=0).argmax(axis=1)
+        present = np.unique([*labels.to_classes(self.tenths, self.nb_classes), *read])
+        distance = labels.ring_distance(every[:, None], present[None], self.nb_classes).min(axis=1)
+        return np.where(distance > REACH[self.nb_classes], CLOSED, 0).astype(np.float32)[None]
+
+
+def _bank(
+    splits: Splits, chosen: Mix, teacher: keras.Model | None, settings: Settings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replayed pictures, changed as in training where the mix says so, with their targets."""
+    change = Augmentation(dataclasses.replace(settings, augment=True))
+    old = np.concatenate([chosen.plain, chosen.changed])
+    drawn = rng.choice(len(old), BANK)
+    images, indices = [], old[drawn]
+    for start in range(0, BANK, 256):
+        part = splits.pool.images(indices[start : start + 256])
+        changed = ops.convert_to_numpy(change(part, training=True))
+        plain = (drawn[start : start + 256] < len(chosen.plain))[:, None, None, None]
+        images.append(np.where(plain, part, changed).astype(np.float32))
+    images = np.concatenate(images)
+    if teacher is None:
+        return images, np.eye(settings.nb_classes, dtype=np.float32)[splits.pool.classes(indices)]
+    logits = teacher.predict(images, batch_size=256, verbose=0)
+    return images, ops.convert_to_numpy(ops.softmax(logits))
+
+
+def _trainer(model: keras.Model, plan: Plan) -> keras.Model:
+    image = keras.Input(model.input_shape[1:], name="image")
+    closed = keras.Input(model.output_shape[1:], name="closed")
+    # Not in training mode: the batch statistics of a new meter would spoil those of all others.
+    trainer = keras.Model([image, closed], model(image, training=False) + closed)
+    steps = plan.epochs * STEPS_PER_EPOCH
+    warmup = max(1, steps // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        plan.learning_rate / 100, steps - warmup, alpha=0.01, warmup_target=plan.learning_rate, warmup_steps=warmup
+    )
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    trainer.compile(keras.optimizers.Adam(schedule), loss, jit_compile=False)
+    return trainer
+
+
+def _share(indices: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(indices)[: round(ratio * len(indices))]
+
+
+def _head(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers above the convolutional part: those that see one value a channel and no place any more."""
+    return [
+        layer
+        for layer in model.layers
+        if layer.weights and (len(layer.input.shape) == 2 or tuple(layer.input.shape[1:-1]) == (1, 1))
+    ]

@@ -1,0 +1,149 @@
+"""Teaches a model its failed readings, judges whether it got better, and shows every one of them on a page."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from utils import evaluation, labels, model_files, review, runs, session
+from utils.fine_tuning import Plan
+from utils.loader import Splits
+from utils.review import Reviewed
+from utils.session import Outcome
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REVIEW_FILE = "review.html"
+ASIDE_FROM = 20  # bad pictures from which on a part of them is kept aside
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """Whether the retrained model may take the old one's place; ``reasons`` against it.
+
+    ``bad_before`` and ``bad_after`` are the shares of the bad pictures read right, 0..1, measured on those kept aside,
+    or where ``kept_aside`` is 0 on those learnt from, which flatters.
+    """
+
+    accepted: bool
+    reasons: tuple[str, ...]
+    bad_before: float
+    bad_after: float
+    kept_aside: int
+
+
+def retrain(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> tuple[Outcome, Judgement]:
+    """Fine-tunes a model on the source ``plan.new``; leaves the judgement in ``results.json`` and ``review.html``.
+
+    Raises:
+        ModelFileError, FineTuningError: the model, or what is asked of it, doesn't fit.
+    """
+    (name,) = plan.new
+    bad = np.flatnonzero(splits.pool.source_ids == splits.source(name))
+    _warn(splits, bad)
+    outcome = session.fine_tune(model_file, plan, settings, splits)
+    images = splits.pool.images(bad)
+    old, new = (
+        evaluation.keras_logits(model_files.load(path), images)
+        for path in (model_file, outcome.run_dir / runs.BEST_MODEL_FILE)
+    )
+    aside = splits.measured.get(f"{name} (kept aside)", np.empty(0, int))
+    chosen = np.isin(bad, aside) if len(aside) else np.ones(len(bad), bool)
+    right = [_right(logits[chosen], splits, bad[chosen]) for logits in (old, new)]
+    judgement = judge(outcome.results, *right, len(aside), settings.retrain_max_drop)
+    outcome.results["judgement"] = dataclasses.asdict(judgement)
+    runs.write_json(outcome.run_dir / runs.RESULTS_FILE, outcome.results)
+    folder = next(source["path"] for source in settings.data_sources if source["name"] == name)
+    entries = _reviewed(splits, bad, old, new, aside)
+    page = review.page(f"Failed readings, {outcome.run_dir.name}", entries, settings.nb_classes, str(folder))
+    runs.write_text(outcome.run_dir / REVIEW_FILE, page)
+    return outcome, judgement
+
+
+def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, max_drop: float) -> Judgement:
+    """Compares before and after: the bad pictures must be read better, no old test set worse by more than ``max_drop``.
+
+    Args:
+        results: of :func:`session.fine_tune`.
+        bad_before: share of the bad pictures that the old model reads right, 0..1.
+        bad_after: the same of the new model.
+        kept_aside: how many bad pictures that was measured on, 0: it was those learnt from.
+        max_drop: in points, hundredths of a share.
+    """
+    score, text = _score(results["nb_classes"])
+    reasons = []
+    if bad_after <= bad_before:
+        which = "kept aside" if kept_aside else "learnt from"
+        reasons.append(f"of the bad pictures {which} {bad_after:.1%} are read {text}, before {bad_before:.1%}")
+    after = results["files"][runs.BEST_MODEL_FILE]["sets"]
+    for name, was in results["before"]["sets"].items():
+        drop = 100 * (was[score] - after[name][score])
+        if not name.endswith("(kept aside)") and drop > max_drop + 1e-9:
+            reasons.append(f"{name} is read worse by {drop:.2f} points, RETRAIN_MAX_DROP allows {max_drop}")
+    return Judgement(not reasons, tuple(reasons), bad_before, bad_after, kept_aside)
+
+
+def summary(outcome: Outcome, judgement: Judgement) -> str:
+    """What is printed below the table: meters that changed most, the verdict and where the page is."""
+    _, text = _score(outcome.results["nb_classes"])
+    count, before, after = judgement.kept_aside, judgement.bad_before, judgement.bad_after
+    where = f"{count} bad pictures kept aside" if count else "the bad pictures, all learnt from (too few to keep aside)"
+    lines = [f"{where}: {before:.1%} read {text} before, {after:.1%} now", *_meter_changes(outcome.results)]
+    lines.append(f"review the labels: {outcome.run_dir / REVIEW_FILE}")
+    lines.append("ACCEPTED" if judgement.accepted else f"REJECTED: {'; '.join(judgement.reasons)}")
+    return "\n".join(lines)
+
+
+def _score(nb_classes: int) -> tuple[str, str]:
+    return ("within_0.1", "within 0.1") if nb_classes == 100 else ("accuracy", "right")
+
+
+def _right(logits: np.ndarray, splits: Splits, indices: np.ndarray) -> float:
+    nb_classes = splits.pool.nb_classes
+    scores = evaluation.metrics(logits.argmax(axis=1), splits.pool.tenths[indices], nb_classes)
+    return scores[_score(nb_classes)[0]]
+
+
+def _warn(splits: Splits, bad: np.ndarray) -> None:
+    names = labels.class_names(splits.pool.nb_classes)
+    present = np.unique(splits.pool.classes(bad))
+    if len(present) == 1:
+        log.warning("all %d bad pictures show %s: other digits of this meter stay unknown", len(bad), names[present[0]])
+    groups = len(np.unique(splits.clusters[bad]))
+    if groups < len(bad) / 2:
+        log.warning("%d bad pictures are only %d different ones, the rest are near twins", len(bad), groups)
+
+
+def _meter_changes(results: dict, shown: int = 5) -> list[str]:
+    score, text = _score(results["nb_classes"])
+    after = results["files"][runs.BEST_MODEL_FILE]["sets"]
+    changes = [
+        (after[name]["per_meter"][meter][score] - was[score], meter, was["n"], was[score])
+        for name, scores in results["before"]["sets"].items()
+        for meter, was in scores["per_meter"].items()
+    ]
+    largest = sorted(changes, key=lambda change: -abs(change[0]))[:shown]
+    return [
+        f"{meter} ({count} pictures): {was:.1%} read {text} before, {was + change:.1%} now"
+        for change, meter, count, was in largest
+        if change
+    ]
+
+
+def _reviewed(splits: Splits, bad: np.ndarray, old: np.ndarray, new: np.ndarray, aside: np.ndarray) -> list[Reviewed]:
+    names = labels.class_names(splits.pool.nb_classes)
+    answers = [_answers(logits, names) for logits in (old, new)]
+    rows = zip(bad, splits.pool.images(bad), splits.pool.classes(bad), *answers, strict=True)
+    kept = set(aside.tolist())
+    return [
+        Reviewed(splits.pool.files[index], image, names[true], was, now, learnt=index not in kept)
+        for index, image, true, was, now in rows
+    ]
+
+
+def _answers(logits: np.ndarray, names: list[str]) -> list[tuple[str, float]]:
+    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    return [(names[row.argmax()], float(row.max())) for row in probabilities]
