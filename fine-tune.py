@@ -8,8 +8,7 @@ from pathlib import Path
 from utils import chips, console, model_files, sources
 from utils import settings as settings_module
 from utils.errors import UserError
-
-STRATEGIES = ("full", "last_layer", "feature_extractor")
+from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -34,18 +33,17 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     model_files.check(model_file)
     new = []
     for folder in arguments.data:
-        declared, name = sources.with_source(settings.data_sources, sources.declare(folder, sources.NEW_WEIGHT))
+        declared, name = sources.with_source(settings.data_sources, sources.declare(folder, NEW_WEIGHT))
         settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
     from utils import loader
 
     splits = loader.load(settings, new, aside_from=100)
     console.import_tensorflow(settings.gpu_memory_growth)
-    from utils import fine_tuning, session
+    from utils import session
 
-    plan = fine_tuning.Plan(
+    plan = Plan(
         strategy=arguments.strategy,
         new=tuple(new),
-        weight=sources.NEW_WEIGHT,
         data_ratio=arguments.data_ratio,
         augmented_ratio=arguments.augmented_ratio,
         learning_rate=settings.learning_rate * arguments.learning_rate_multiplier,

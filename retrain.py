@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import chips, console, model_files, sources
 from utils import settings as settings_module
 from utils.errors import UserError
+from utils.plans import NEW_WEIGHT, Plan
 
 REJECTED = 3
 
@@ -17,7 +18,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model_path", type=Path, metavar="FILE", help="a .keras file or a run folder; without it the newest run")
     add("--bad_images_dir", type=Path, required=True, metavar="DIR", help="the pictures, rightly labelled")
-    add("--weight", type=console.positive, default=sources.NEW_WEIGHT, metavar="X", help="of each of them (300)")
+    add("--weight", type=console.positive, default=NEW_WEIGHT, metavar="X", help="of each of them (300)")
     add("--epochs", type=int, choices=range(1, 1001), default=8, metavar="N", help="of 50 batches each (8)")
     add("--lr", type=console.positive, default=0.0001, metavar="X", help="learning rate (0.0001)")
     console.add_common_arguments(parser)
@@ -38,9 +39,9 @@ def retrain(arguments: argparse.Namespace) -> int:
 
     splits = loader.load(settings, [name], aside_from=20)
     console.import_tensorflow(settings.gpu_memory_growth)
-    from utils import fine_tuning, retraining, session
+    from utils import retraining, session
 
-    plan = fine_tuning.Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
+    plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
     outcome, judgement = retraining.retrain(model_file, plan, settings, splits)
     print(session.summary([outcome]))
     print(retraining.summary(outcome, judgement))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import console, loader
+from utils import console, loader, plans
 from utils import settings as settings_module
 
 MIN_PICTURES = 100
@@ -65,7 +65,7 @@ def main() -> None:
         cases = [(n, seed, rate) for n in arguments.pictures for seed in arguments.seeds for rate in arguments.rates]
         teacher = load()
         for count, seed, rate in cases:
-            plan = fine_tuning.Plan(strategy=arguments.strategy, learning_rate=rate)
+            plan = plans.Plan(strategy=arguments.strategy, learning_rate=rate)
             chosen = fine_tuning.mix(splits, plan, (), seed)
             old_set = splits.measured["test"]
             before, rows, seconds = scores(teacher, old_set)["within_0.1"], [], []

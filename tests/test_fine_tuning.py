@@ -7,7 +7,8 @@ import pytest
 
 import models
 from utils import evaluation, fine_tuning, loader
-from utils.fine_tuning import FineTuningError, Plan
+from utils.fine_tuning import FineTuningError
+from utils.plans import Plan
 
 
 @pytest.fixture(scope="module")

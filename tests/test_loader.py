@@ -210,3 +210,38 @@ def test_real_pictures_split_without_leak(tiny, real_data):
     seen = clusters_of(splits, splits.train)
     for part in (splits.validation, *splits.measured.values()):
         assert not seen & clusters_of(splits, part)
+
+
+@pytest.mark.parametrize(("aside_from", "aside"), [(61, 0), (60, 18)])
+def test_new_pictures_are_learnt_but_for_what_is_kept_aside(tiny, picture_folder, aside_from, aside):
+    new = source(picture_folder("new", {"a": 60}), "new", weight=2.0)
+    splits = loader.load(tiny(data_sources=[*tiny().data_sources, new]), ["new"], aside_from)
+    of_new = {name: indices[indices >= 240] for name, indices in parts(splits).items()}
+    kept = of_new.pop("new (kept aside)", [])
+    assert len(kept) == aside
+    assert len(of_new["train"]) == 60 - aside
+    assert len(of_new["validation"]) == len(of_new["test"]) == 0
+    # The others are split as ever, and weights apply.
+    assert len(splits.validation) == len(splits.measured["test"]) == 24
+    assert (splits.train >= 240).sum() == 2 * (60 - aside)
+
+
+def test_twins_of_what_is_kept_aside_are_not_learnt(tiny, picture_folder):
+    folder = picture_folder("new", {"a": 40})
+    for path in sorted((folder / "a").iterdir()):
+        for copy in range(3):
+            shutil.copy(path, path.with_name(f"{path.stem}_{copy}.png"))
+    splits = loader.load(tiny(data_sources=[*tiny().data_sources, source(folder, "new")]), ["new"], 100)
+    kept = splits.measured["new (kept aside)"]
+    assert len(kept) == 48
+    assert not set(splits.clusters[kept]) & set(splits.clusters[splits.train])
+
+
+def test_a_handful_of_twins_is_not_kept_aside(tiny, picture_folder):
+    folder = picture_folder("new", {"a": 9})
+    for path in sorted((folder / "a").iterdir()):
+        for copy in range(9):
+            shutil.copy(path, path.with_name(f"{path.stem}_{copy}.png"))
+    splits = loader.load(tiny(data_sources=[*tiny().data_sources, source(folder, "new")]), ["new"], 20)
+    assert list(splits.measured) == ["test"]
+    assert (np.unique(splits.train) >= 240).sum() == 90

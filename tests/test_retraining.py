@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from utils import labels, loader, retraining, review
-from utils.fine_tuning import Plan
+from utils.plans import Plan
 from utils.retraining import judge
 
 

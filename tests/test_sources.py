@@ -76,3 +76,47 @@ def test_lists_of_sources():
         sources.parse_sources(first, "DATA_SOURCES")
     with pytest.raises(SourceError, match="needs a dict"):
         sources.parse_sources(["kitchen"], "DATA_SOURCES")
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["3.4_a.png", "5_b.png"], "filename"),
+        (["kitchen/3.4_a.png", "cellar/5_b.png"], "filename"),
+        (["a.png", "labels.txt"], "label_file"),
+        (["3/a.png", "4.5/b.png", "NaN/c.png"], "folder_structure"),
+        (["3/a.png", "4_b.png"], "filename"),
+    ],
+)
+def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):
+    for name in files:
+        (tmp_path / "my meter" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my meter" / name).touch()
+    declared = sources.declare(tmp_path / "my meter", 7.0)
+    assert declared == {"name": "my meter", "type": kind, "path": str(tmp_path / "my meter"), "weight": 7.0}
+    assert DataSource.from_dict(declared, "DATA_SOURCES").type == kind
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="nowhere not found: give a folder with labelled pictures"):
+        sources.declare(tmp_path / "nowhere", 1.0)
+
+
+def test_a_listed_folder_only_gets_the_weight(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kitchen").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kitchen")
+    listed = [{"name": "mine", "type": "label_file", "path": "kitchen", "labels": "x.txt", "weight": 0.5}]
+    declared, name = sources.with_source(listed, sources.declare(tmp_path / "link", 300.0))
+    assert name == "mine"
+    assert declared == [{**listed[0], "weight": 300.0}]
+    assert listed[0]["weight"] == 0.5
+
+
+def test_a_new_folder_is_appended_under_a_free_name(tmp_path):
+    (tmp_path / "kitchen").mkdir()
+    listed = [{"name": name, "type": "synthetic", "count": 9} for name in ("kitchen", "kitchen-2")]
+    declared, name = sources.with_source(listed, sources.declare(tmp_path / "kitchen", 300.0))
+    assert name == "kitchen-3"
+    assert declared[:2] == listed
+    assert declared[2]["name"] == "kitchen-3"

@@ -20,11 +20,11 @@ from utils import labels, training
 from utils.augmentation import Augmentation, shifted_up
 from utils.errors import UserError
 from utils.loader import Splits
+from utils.plans import Plan
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
-STRATEGIES = ("full", "last_layer", "feature_extractor")
 BATCH_SIZE = 64
 NEW_SHARE = 0.5  # of a batch at most, where there is anything old
 STEPS_PER_EPOCH = 50
@@ -46,21 +46,6 @@ MILD = {
 
 class FineTuningError(UserError):
     """What is asked for can't be learnt. The message says what to change."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to learn: ``new`` names the sources of the new meter, ``weight`` how often one of their pictures counts
-    against ``BANK`` old ones; of these the share ``data_ratio`` comes as it is, ``augmented_ratio`` much changed.
-    """
-
-    strategy: str = "full"
-    new: tuple[str, ...] = ()
-    weight: float = 300.0
-    data_ratio: float = 0.1
-    augmented_ratio: float = 0.9
-    learning_rate: float = 0.0005
-    epochs: int = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,7 +170,7 @@ def check_fits(model: Any, settings: Settings, new_head: bool) -> None:
     if not new_head and found.nb_classes != settings.nb_classes:
         raise ModelFileError(
             f"the model {found.name} reads {found.nb_classes} classes but NB_CLASSES = {settings.nb_classes}: "
-            f"use --set NB_CLASSES={found.nb_classes}, or give the model a new head with --strategy feature_extractor"
+            f"use --set NB_CLASSES={found.nb_classes}, or a new head by fine-tune.py --strategy feature_extractor"
         )
 
 

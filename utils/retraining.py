@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from utils import evaluation, labels, model_files, review, runs, session
-from utils.fine_tuning import Plan
 from utils.loader import Splits
+from utils.plans import Plan
 from utils.review import Reviewed
 from utils.session import Outcome
 from utils.settings import Settings

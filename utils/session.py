@@ -28,8 +28,8 @@ from utils import (
     training,
 )
 from utils.errors import UserError
-from utils.fine_tuning import Plan
 from utils.loader import Splits
+from utils.plans import Plan
 from utils.quantization import QuantizationMode
 from utils.settings import Settings
 

@@ -17,7 +17,6 @@ from utils.errors import UserError
 
 MAX_COUNT = 10_000_000  # synthetic pictures
 MAX_WEIGHT = 10_000  # repeats of each training picture
-NEW_WEIGHT = 300.0  # of a picture that a trained model is to learn: fourteen take half of its attention
 
 
 class SourceError(UserError, ValueError):
