@@ -116,6 +116,14 @@ def test_frozen_weights_stay_bit_for_bit(known, strategy):
 
 
 @pytest.mark.slow
+def test_a_learning_rate_that_explodes_is_an_error(known):
+    path, settings, splits = known
+    plan = Plan(new=("meter",), epochs=1, learning_rate=1e30)
+    with pytest.raises(FineTuningError, match="set a lower learning rate"):
+        fine_tuning.fit(load(path), None, splits, fine_tuning.mix(splits, plan, (), 1), plan, settings)
+
+
+@pytest.mark.slow
 def test_learns_the_meter_and_keeps_the_rest(known):
     path, settings, splits = known
     model, teacher = load(path), load(path)

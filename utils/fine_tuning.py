@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 64
 NEW_SHARE = 0.5  # of a batch at most, where there is anything old
 STEPS_PER_EPOCH = 50
-NEW_WEIGHT = 0.75  # of the new weights in the average with the old ones
+AVERAGE = 0.75  # share of the new weights in the average with the old ones
 BANK = 4096  # replayed pictures, changed at random once
 ROLL = 2.0  # tenths that a new picture is rolled at most
 ROLL_PROBABILITY = 0.5
@@ -131,6 +131,9 @@ def fit(
         chosen: of :func:`mix`.
         plan: learning rate and length.
         settings: seed and number of classes.
+
+    Raises:
+        FineTuningError: the learning rate was so high that the weights are no numbers any more.
     """
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
@@ -144,10 +147,12 @@ def fit(
         verbose=0,
         callbacks=[training.progress(f"{model.name} fine-tuning")],
     )
+    if not all(np.isfinite(weight.numpy()).all() for weight in model.weights):
+        raise FineTuningError("the weights are no numbers any more: set a lower learning rate")
     if teacher is not None:
         # Only those that trained: an average of two equal numbers need not be that number.
         for weight, old in zip(model.trainable_weights, old_weights, strict=True):
-            weight.assign(NEW_WEIGHT * weight + (1 - NEW_WEIGHT) * old)
+            weight.assign(AVERAGE * weight + (1 - AVERAGE) * old)
     return time.monotonic() - started
 
 
