@@ -59,6 +59,9 @@ def _exponents(model: EspdlModel, name: str) -> tuple[int, ...]:
 
 
 def _input(model: EspdlModel, images: np.ndarray) -> Iterator[str]:
+    if len(model.inputs) != 1:
+        yield f"it has {len(model.inputs)} inputs, not one picture"
+        return
     (source,) = model.inputs
     if (source.dtype, source.exponents) != ("int8", (INPUT_EXPONENT,)):
         yield f"the input is {source.dtype} with exponents {source.exponents}, not int8 with -7: pixel - 128 is wrong"
