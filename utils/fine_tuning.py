@@ -4,8 +4,7 @@ Half of every batch are new pictures, half are replayed from the old data. Repla
 says as their target (Li and Hoiem 2016, "Learning without Forgetting"). New ones are rolled by up to two tenths with
 their label; classes far from every new label are left out of their softmax, unless the old model reads one there, or
 digits that the new pictures lack would be unlearnt. Batch statistics stay; at the end the weights are averaged with the
-old ones (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"), as far as the old data's validation pictures
-ask for it.
+old ones (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from utils import evaluation, labels, training
+from utils import labels, training
 from utils.augmentation import Augmentation, shifted_up
 from utils.errors import UserError
 from utils.loader import Splits
@@ -29,8 +28,7 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 64
 NEW_SHARE = 0.5  # of a batch at most, where there is anything old
 STEPS_PER_EPOCH = 50
-AVERAGES = (0.75, 0.5, 0.25)  # shares of the new weights in the average with the old ones: the first that will do
-MAX_DROP = 0.1  # points that the old validation pictures may lose for that, or two of them
+AVERAGE = 0.75  # share of the new weights in the average with the old ones
 BANK = 4096  # replayed pictures, changed at random once
 ROLL = 2.0  # tenths that a new picture is rolled at most
 ROLL_PROBABILITY = 0.5
@@ -58,14 +56,6 @@ class Mix:
     plain: np.ndarray
     changed: np.ndarray
     new_share: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """How long it took, and the share of the new weights in the result."""
-
-    seconds: float
-    new_weights: float
 
 
 def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mix:
@@ -131,11 +121,8 @@ def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model
 
 def fit(
     model: keras.Model, teacher: keras.Model | None, splits: Splits, chosen: Mix, plan: Plan, settings: Settings
-) -> Fitted:
-    """Trains ``model`` in place; frozen weights stay as they are, bit for bit.
-
-    With a teacher the new weights are averaged with the old ones, the more of these the more the validation pictures
-    of the old data would lose.
+) -> float:
+    """Trains ``model`` in place; frozen weights stay as they are, bit for bit. Returns the seconds it took.
 
     Args:
         model: its layers frozen as the strategy says.
@@ -150,7 +137,7 @@ def fit(
     """
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
-    average, old_weights = 1.0, [weight.numpy() for weight in model.trainable_weights]
+    old_weights = [weight.numpy() for weight in model.trainable_weights]
     rows = _Rows(splits, chosen, teacher, plan, settings)
     _trainer(model, plan).fit(
         rows,
@@ -163,29 +150,10 @@ def fit(
     if not all(np.isfinite(weight.numpy()).all() for weight in model.weights):
         raise FineTuningError("the weights are no numbers any more: set a lower learning rate")
     if teacher is not None:
-        average = _average(model, old_weights, teacher, splits)
-    return Fitted(time.monotonic() - started, average)
-
-
-def _average(model: keras.Model, old: list[np.ndarray], teacher: keras.Model, splits: Splits) -> float:
-    # Only what trained: an average of two equal numbers need not be that number.
-    new = [weight.numpy() for weight in model.trainable_weights]
-    score = "within_0.1" if splits.pool.nb_classes == 100 else "accuracy"
-    images, tenths = splits.pool.images(splits.validation), splits.pool.tenths[splits.validation]
-
-    def right(network: keras.Model) -> float:
-        read = evaluation.keras_logits(network, images).argmax(axis=1)
-        return evaluation.metrics(read, tenths, splits.pool.nb_classes)[score]
-
-    before = right(teacher)
-    for share in AVERAGES:
-        for weight, *values in zip(model.trainable_weights, new, old, strict=True):
-            weight.assign(share * values[0] + (1 - share) * values[1])
-        drop = 100 * (before - right(model))
-        log.info("%.0f %% new weights: old validation pictures %+.2f points", 100 * share, -drop)
-        if drop <= max(MAX_DROP, 200 / len(images)):
-            break
-    return share
+        # Only those that trained: an average of two equal numbers need not be that number.
+        for weight, old in zip(model.trainable_weights, old_weights, strict=True):
+            weight.assign(AVERAGE * weight + (1 - AVERAGE) * old)
+    return time.monotonic() - started
 
 
 class _Rows(keras.utils.PyDataset):

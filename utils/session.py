@@ -119,15 +119,14 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
         log.info("fine-tuning %s in %s", model_file, run_dir)
         before = {} if new_head else _sets_of(old, splits)
         teacher = old if plan.new and not new_head else None
-        done = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
+        seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
         model.trainable = True
         runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
         model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
-        fitted = {**dataclasses.asdict(plan), "trained_parameters": free, "new_weights": done.new_weights}
-        fitted |= fine_tuning.facts(chosen)
+        fitted = {**dataclasses.asdict(plan), "trained_parameters": free, **fine_tuning.facts(chosen)}
         results = _results(model, splits, settings, mode, run_dir, fitted)
         results["before"] = {"file": str(model_file), "sets": before}
-        results["timing"] = _timing(done.seconds, started)
+        results["timing"] = _timing(seconds, started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
     return Outcome(model.name, run_dir, results)
 
