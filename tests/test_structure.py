@@ -10,7 +10,7 @@ LAYERS = {
     0: ["parameters", "models._blocks", "utils.errors", "utils.console", "utils.camera", "utils.typefaces"],
     1: [
         *("utils.settings", "utils.labels", "utils.synthetic", "utils.twins", "utils.splitting", "utils.pictures"),
-        "utils.plans",
+        *("utils.plans", "utils.markup"),
         *("utils.tflite_file", "utils.fake_quant", "utils.complexity", "utils.espdl_file"),
         "utils.espdl_kernels",
     ],
