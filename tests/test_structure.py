@@ -21,14 +21,15 @@ LAYERS = {
     3: ["utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
     4: ["utils.loader", "utils.gate", "utils.export", "utils.model_files"],
     5: [
+        "utils.recognizers",
         *("utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"),
         "utils.espdl_gate",
     ],
-    6: ["utils.espdl_deployment", "utils.fine_tuning"],
+    6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction"],
     7: ["utils.deployment"],
     8: ["utils.session"],
     9: ["utils.retraining"],
-    10: ["train", "fine-tune", "retrain"],
+    10: ["train", "fine-tune", "retrain", "predict"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 ARCHITECTURES = {f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if path.stem[0] != "_"}
