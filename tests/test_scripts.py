@@ -179,6 +179,10 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
         ("predict.py", ["README.md", "--model", "nowhere"], "nowhere: no such file or folder"),
         ("predict.py", ["README.md", "--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
         ("predict.py", ["README.md", "--threshold", "2"], "2 is not from 0 to 1"),
+        ("datasets/inspect.py", ["--help"], "--html"),
+        ("datasets/inspect.py", [], "SOURCE"),
+        ("datasets/inspect.py", ["nowhere"], "folder nowhere not found"),
+        ("datasets/inspect.py", ["tests", "--model", "README.md"], "README.md: this is no model"),
         ("retrain.py", ["--model_path", "x"], "--bad_images_dir"),
         ("retrain.py", ["--bad_images_dir", "nowhere"], "folder nowhere not found"),
         ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
@@ -230,6 +234,18 @@ def test_one_picture_is_read_without_tensorflow(trained, meter):
     assert time.monotonic() - started < 3
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cnn32_quantized.tflite" in done.stdout
+
+
+@pytest.mark.parametrize("cwd", [ROOT, ROOT / "datasets"])
+def test_inspect_is_not_taken_for_the_standard_library(meter, tmp_path, cwd):
+    written = ("--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, os.path.relpath(ROOT / "datasets" / "inspect.py", cwd), meter, *written]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "24 pictures, 24 of them with a label, 1 meter" in done.stdout
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 25
+    assert (tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.slow

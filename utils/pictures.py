@@ -165,6 +165,16 @@ def decode(path: str, height: int, width: int, channels: int) -> np.ndarray:
     return rgb if channels == 3 else cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[:, :, None]
 
 
+def size(path: str) -> tuple[int, int] | None:
+    """Width and height of a picture file in pixels, None if its head can't be read."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP")) as picture:
+            return picture.size
+    # As in decode.
+    except Exception:
+        return None
+
+
 def _decode_rgb(path: str) -> np.ndarray:
     # Pillow, as OpenCV fills the missing part of a truncated JPEG with grey and stays silent.
     with Image.open(BytesIO(_content(path)), formats=("JPEG", "PNG", "BMP", "WEBP")) as picture:
