@@ -172,6 +172,17 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
         ("fine-tune.py", ["--data_ratio", "1.5"], "1.5 is not from 0 to 1"),
         ("fine-tune.py", ["--strategy", "all"], "invalid choice: 'all'"),
         ("fine-tune.py", ["--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
+        ("predict.py", ["--help"], "--threshold"),
+        ("predict.py", [], "IMAGE_OR_FOLDER"),
+        ("predict.py", ["nowhere"], "nowhere: no such file or folder"),
+        ("predict.py", ["README.md", "--model", "README.md"], "README.md: this is no model"),
+        ("predict.py", ["README.md", "--model", "nowhere"], "nowhere: no such file or folder"),
+        ("predict.py", ["README.md", "--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
+        ("predict.py", ["README.md", "--threshold", "2"], "2 is not from 0 to 1"),
+        ("datasets/inspect.py", ["--help"], "--html"),
+        ("datasets/inspect.py", [], "SOURCE"),
+        ("datasets/inspect.py", ["nowhere"], "folder nowhere not found"),
+        ("datasets/inspect.py", ["tests", "--model", "README.md"], "README.md: this is no model"),
         ("retrain.py", ["--model_path", "x"], "--bad_images_dir"),
         ("retrain.py", ["--bad_images_dir", "nowhere"], "folder nowhere not found"),
         ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
@@ -185,6 +196,56 @@ def test_the_other_doors_answer_without_tensorflow(door, arguments, text):
     assert done.returncode == (0 if "--help" in arguments else 2)
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_reads_a_folder_with_a_run(trained, meter, tmp_path):
+    _, work = trained
+    (tmp_path / "in").mkdir()
+    for picture in list(meter.iterdir())[:3]:
+        shutil.copy(picture, tmp_path / "in")
+    (tmp_path / "in" / "z.png").write_bytes(b"no picture")
+    arguments = (tmp_path / "in", "--json", "--threshold", "1", "--save", tmp_path / "out")
+    done = call(*arguments, door="predict.py", cwd=work)
+    assert done.returncode == 1, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["error"] is None for row in rows] == [True, True, True, False]
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    (given,) = run_folders(work / "exported_models")
+    keras = call(tmp_path / "in", "--model", given / "best_model.keras", door="predict.py")
+    assert keras.returncode == 1, keras.stderr
+    assert "4 pictures, " in keras.stdout
+    assert not any(noise in keras.stderr for noise in ("cuda", "oneDNN", "XNNPACK", "Warning"))
+
+
+@pytest.mark.slow
+def test_one_picture_is_read_without_tensorflow(trained, meter):
+    (given,) = run_folders(trained[1] / "exported_models")
+    program = (
+        "import sys, predict; code = predict.main(sys.argv[1:]); "
+        "sys.exit(code or bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    picture = next(meter.iterdir())
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, picture, "--model", given], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    # Some 0.6 s on an idle machine; the user waits for this one.
+    assert time.monotonic() - started < 3
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cnn32_quantized.tflite" in done.stdout
+
+
+@pytest.mark.parametrize("cwd", [ROOT, ROOT / "datasets"])
+def test_inspect_is_not_taken_for_the_standard_library(meter, tmp_path, cwd):
+    written = ("--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, os.path.relpath(ROOT / "datasets" / "inspect.py", cwd), meter, *written]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "24 pictures, 24 of them with a label, 1 meter" in done.stdout
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 25
+    assert (tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ LAYERS = {
     0: ["parameters", "models._blocks", "utils.errors", "utils.console", "utils.camera", "utils.typefaces"],
     1: [
         *("utils.settings", "utils.labels", "utils.synthetic", "utils.twins", "utils.splitting", "utils.pictures"),
-        "utils.plans",
+        *("utils.plans", "utils.markup"),
         *("utils.tflite_file", "utils.fake_quant", "utils.complexity", "utils.espdl_file"),
         "utils.espdl_kernels",
     ],
@@ -21,14 +21,15 @@ LAYERS = {
     3: ["utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
     4: ["utils.loader", "utils.gate", "utils.export", "utils.model_files"],
     5: [
+        "utils.recognizers",
         *("utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"),
         "utils.espdl_gate",
     ],
-    6: ["utils.espdl_deployment", "utils.fine_tuning"],
-    7: ["utils.deployment"],
+    6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"],
+    7: ["utils.deployment", "utils.inspection_page"],
     8: ["utils.session"],
     9: ["utils.retraining"],
-    10: ["train", "fine-tune", "retrain"],
+    10: ["train", "fine-tune", "retrain", "predict"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 ARCHITECTURES = {f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if path.stem[0] != "_"}

@@ -18,7 +18,6 @@ from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MANIFEST_FILE = "manifest.json"
 GOLDEN_FOLDER = "golden"
 ENOUGH_TO_CALIBRATE = 100  # pictures; with ten a trial lost half a point, with one two and a half
 
@@ -132,7 +131,7 @@ def write_papers(
         if file.companion:
             text = manifest.companion_text(file.name, file.content, nb_classes, file.verdict.arena_bytes)
             runs.write_text(run_dir / file.companion, text)
-    runs.write_json(run_dir / MANIFEST_FILE, manifest.build(entries))
+    runs.write_json(run_dir / runs.MANIFEST_FILE, manifest.build(entries))
 
 
 def _plain(scores: dict) -> dict[str, float]:

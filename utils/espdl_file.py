@@ -13,7 +13,7 @@ import numpy as np
 from utils.errors import UserError
 
 _HEADER = struct.Struct("<4sII4x")  # identifier, 1 if encrypted, bytes of the flatbuffer behind it
-_IDENTIFIER = b"EDL2"
+IDENTIFIER = b"EDL2"
 _BLOCK = 16  # constants lie in blocks of so many bytes, the last one filled up
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool"}
 _DTYPES |= {10: "float16", 11: "float64", 12: "uint32", 13: "uint64"}
@@ -105,7 +105,7 @@ def read(content: bytes) -> EspdlModel:
     Raises:
         EspdlError: no ESP-DL file, an encrypted or damaged one, or one whose parts don't fit together.
     """
-    if len(content) < _HEADER.size or content[:4] != _IDENTIFIER:
+    if len(content) < _HEADER.size or content[:4] != IDENTIFIER:
         raise EspdlError("this is no ESP-DL file: the identifier EDL2 is missing at its start")
     _, encrypted, length = _HEADER.unpack_from(content)
     if encrypted:

@@ -209,11 +209,11 @@ def _newest(output_dir: Path) -> Path:
             _finished(path)
             check(model)
         except ModelFileError as error:
-            log.warning("no --model_path: passed over %s (%s)", path.parent, error)
+            log.warning("no model named: passed over %s (%s)", path.parent, error)
             continue
-        log.info("no --model_path: taking %s", model)
+        log.info("no model named: taking %s", model)
         return model
-    raise ModelFileError(f"{output_dir}: no finished run there; train a model first or name one with --model_path")
+    raise ModelFileError(f"{output_dir}: no finished run there; train a model first or name a model")
 
 
 def _finished(results: Path) -> None:

@@ -50,6 +50,36 @@ class File(NamedTuple):
     mtime_ns: int
 
 
+def walk(root: str) -> Iterator[File]:
+    """All pictures below a folder; hidden names are left out, each folder is entered once (links may form loops).
+
+    Raises:
+        OSError: a folder can't be listed.
+    """
+    return _scan(root, "", set())
+
+
+def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
+    status = os.stat(os.path.join(root, below))
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(os.path.join(root, below)) as found:
+        visible = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
+    for item in visible:
+        name = below + item.name
+        if item.is_dir():
+            yield from _scan(root, f"{name}/", seen)
+        elif name.lower().endswith(EXTENSIONS) and (item.is_file() or item.is_symlink()):
+            try:
+                status = item.stat()
+            except OSError:
+                # A link to nowhere: decoding it will fail and be reported.
+                yield File(name, -1, 0)
+            else:
+                yield File(name, status.st_size, status.st_mtime_ns)
+
+
 def load(source: str, root: str, files: list[File], shape: Shape) -> tuple[np.ndarray, Failures]:
     """Pixels (N, *shape) uint8 of the files below ``root``, from the cache if none changed, and what failed.
 
@@ -133,6 +163,16 @@ def decode(path: str, height: int, width: int, channels: int) -> np.ndarray:
         enlarging = rgb.shape[0] <= height and rgb.shape[1] <= width
         rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
     return rgb if channels == 3 else cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[:, :, None]
+
+
+def size(path: str) -> tuple[int, int] | None:
+    """Width and height of a picture file in pixels, None if its head can't be read."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP")) as picture:
+            return picture.size
+    # As in decode.
+    except Exception:
+        return None
 
 
 def _decode_rgb(path: str) -> np.ndarray:

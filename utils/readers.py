@@ -26,13 +26,17 @@ BAD_LABEL = "bad label"
 MISSING = "missing picture"
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A picture file with its label, None if nobody can read it, and its meter."""
+
     file: File
     label: Label | None
     meter: str
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
+    """What keeps an entry of a source from being used."""
+
     where: str  # file, or label file and line
     reason: str  # the kind that is counted
     detail: str
@@ -41,7 +45,7 @@ class _Problem(NamedTuple):
         return f"{self.where}: {self.reason}: {self.detail}"
 
 
-_Found = Iterator[_Entry | _Problem]
+_Found = Iterator[Entry | Problem]
 
 
 def read(source: DataSource, height: int, width: int, channels: int, nb_classes: int, seed: int) -> SourceData:
@@ -58,6 +62,23 @@ def read(source: DataSource, height: int, width: int, channels: int, nb_classes:
     return _draw(source, shape, seed) if source.type == "synthetic" else _read_folder(source, shape, nb_classes)
 
 
+def entries(source: DataSource) -> list[Entry | Problem]:
+    """What a source that is a folder holds, undecoded.
+
+    Raises:
+        SourceError: the folder is missing, can't be listed or holds no picture, or its label file contradicts itself
+            or reaches out of the folder.
+    """
+    if not source.path.exists():
+        raise _error(source, f"folder {source.path} not found; {_mend(source)}")
+    if not source.path.is_dir():
+        raise _error(source, f"{source.path} is a file, a folder is needed; {_mend(source)}")
+    found = list(LISTERS[source.type](source, os.path.abspath(source.path)))
+    if not found:
+        raise _error(source, f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}; {_mend(source)}")
+    return found
+
+
 def _draw(source: DataSource, shape: Shape, seed: int) -> SourceData:
     drawn = synthetic.draw(source.count, seed, shape[0], shape[1], source.system_fonts)
     images = drawn.images
@@ -70,25 +91,19 @@ def _draw(source: DataSource, shape: Shape, seed: int) -> SourceData:
 
 
 def _read_folder(source: DataSource, shape: Shape, nb_classes: int) -> SourceData:
-    if not source.path.exists():
-        raise _error(source, f"folder {source.path} not found; {_mend(source)}")
-    if not source.path.is_dir():
-        raise _error(source, f"{source.path} is a file, a folder is needed; {_mend(source)}")
     root = os.path.abspath(source.path)
-    found = list(LISTERS[source.type](source, root))
-    if not found:
-        raise _error(source, f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}; {_mend(source)}")
-    problems = [one for one in found if isinstance(one, _Problem)]
+    found = entries(source)
+    problems = [one for one in found if isinstance(one, Problem)]
     _judge(source, problems, len(found))
-    entries = [one for one in found if isinstance(one, _Entry)]
-    usable = [entry for entry in entries if entry.label]
-    not_readable = len(entries) - len(usable)
+    labelled = [one for one in found if isinstance(one, Entry)]
+    usable = [entry for entry in labelled if entry.label]
+    not_readable = len(labelled) - len(usable)
     if not usable:
         raise _error(source, f'every one of its {len(found)} pictures is labelled "not readable"; {_mend(source)}')
     _check_tenths(source, usable, nb_classes)
     images, failures = pictures.load(source.name, root, [entry.file for entry in usable], shape)
     if failures:
-        problems += [_Problem(usable[i].file.name, *failure) for i, failure in failures.items()]
+        problems += [Problem(usable[i].file.name, *failure) for i, failure in failures.items()]
         _judge(source, problems, len(found))
         kept = np.setdiff1d(np.arange(len(usable)), list(failures))
         images, usable = images[kept], [usable[i] for i in kept]
@@ -116,14 +131,14 @@ def _mend(source: DataSource, key: str = "path") -> str:
     return f'mend its "{key}" in {source.parameter} in parameters.py'
 
 
-def _judge(source: DataSource, problems: list[_Problem], total: int) -> None:
+def _judge(source: DataSource, problems: list[Problem], total: int) -> None:
     if problems and 100 * len(problems) >= total:
         share = f"{len(problems)} of {total} entries are unusable (under 1 % would be skipped)"
         examples = "; ".join(map(str, problems[:3]))
         raise _error(source, f"{share}: {examples}. Correct or remove them, or {_mend(source)}")
 
 
-def _check_tenths(source: DataSource, entries: list[_Entry], nb_classes: int) -> None:
+def _check_tenths(source: DataSource, entries: list[Entry], nb_classes: int) -> None:
     if nb_classes == 100 and not source.whole_digits and not any(entry.label.has_tenth for entry in entries):
         raise _error(
             source,
@@ -133,11 +148,11 @@ def _check_tenths(source: DataSource, entries: list[_Entry], nb_classes: int) ->
         )
 
 
-def _labelled(file: File, meter: str, where: str, text: str, parse: Callable = labels.parse) -> _Entry | _Problem:
+def _labelled(file: File, meter: str, where: str, text: str, parse: Callable = labels.parse) -> Entry | Problem:
     try:
-        return _Entry(file, parse(text), meter)
+        return Entry(file, parse(text), meter)
     except LabelError as error:
-        return _Problem(where, BAD_LABEL, str(error))
+        return Problem(where, BAD_LABEL, str(error))
 
 
 def _list_by_name(source: DataSource, root: str) -> _Found:
@@ -161,31 +176,9 @@ def _list_by_folder(source: DataSource, root: str) -> _Found:
 
 def _walked(source: DataSource, root: str) -> list[File]:
     try:
-        return sorted(_scan(root, "", set()))
+        return sorted(pictures.walk(root))
     except OSError as error:
         raise _error(source, f"folder can't be listed: {error}; mend its permissions or {_mend(source)}") from error
-
-
-def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
-    """All pictures below a folder; hidden names are left out, each folder is entered once (links may form loops)."""
-    status = os.stat(os.path.join(root, below))
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    with os.scandir(os.path.join(root, below)) as found:
-        visible = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
-    for item in visible:
-        name = below + item.name
-        if item.is_dir():
-            yield from _scan(root, f"{name}/", seen)
-        elif name.lower().endswith(EXTENSIONS) and (item.is_file() or item.is_symlink()):
-            try:
-                status = item.stat()
-            except OSError:
-                # A link to nowhere: decoding it will fail and be reported.
-                yield File(name, -1, 0)
-            else:
-                yield File(name, status.st_size, status.st_mtime_ns)
 
 
 def _list_by_label_file(source: DataSource, root: str) -> _Found:
@@ -197,11 +190,11 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
         # No file can be called \0, not even to find out where it lies.
         file = None if "\0" in name else _locate(source, root, where, name, resolve)
         if file is None:
-            yield _Problem(where, MISSING, f"{name} is neither beside it nor in images/")
+            yield Problem(where, MISSING, f"{name} is neither beside it nor in images/")
             continue
         folder = file.name.removeprefix("images/").rpartition("/")[0]
         found = _labelled(file, folder or source.name, where, label)
-        if isinstance(found, _Entry):
+        if isinstance(found, Entry):
             tenths = found.label and found.label.tenths
             earlier, other, other_tenths = first.setdefault(file.name, (number, label, tenths))
             if tenths != other_tenths:

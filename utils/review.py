@@ -1,15 +1,12 @@
 """A page on which a person looks through the pictures of a retraining and corrects their labels."""
 
-import base64
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from utils import labels
+from utils import labels, markup
 
 LABEL_FILE = "labels.txt"
 
@@ -100,9 +97,9 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
     )
     return "\n".join(
         [
-            _HEAD.format(policy=_POLICY, title=_text(title), style=_STYLE),
-            f"<header><h1>{_text(title)}</h1>",
-            f"<p>{_count(len(entries), 'picture')}: {counts['suspicious']} with a label that looks wrong, "
+            markup.HEAD.format(policy=_POLICY, title=markup.escaped(title), style=_STYLE),
+            f"<header><h1>{markup.escaped(title)}</h1>",
+            f"<p>{markup.count(len(entries), 'picture')}: {counts['suspicious']} with a label that looks wrong, "
             f"{counts['wrong']} still read wrong by the new model, {counts['aside']} kept aside to measure.</p>",
             f"<p>{_SENTENCE}{_where(folder)}</p>",
             _warning(names.count(None)),
@@ -135,8 +132,8 @@ def _kinds(entry: Reviewed, nb_classes: int) -> list[str]:
 
 def _where(folder: str) -> str:
     return (
-        f"Save it as <code>{LABEL_FILE}</code> in <code>{_text(folder)}</code>: the next retraining on that folder "
-        "goes by it."
+        f"Save it as <code>{LABEL_FILE}</code> in <code>{markup.escaped(folder)}</code>: the next retraining on that "
+        "folder goes by it."
     )
 
 
@@ -144,8 +141,8 @@ def _warning(unnamed: int) -> str:
     if not unnamed:
         return ""
     return (
-        f"<p class='note'>{_count(unnamed, 'picture')} can't stand in a label file because of the file's name (a line "
-        "break, a backslash, whitespace at the end or bytes that are no UTF-8) and will be missing from the list: "
+        f"<p class='note'>{markup.count(unnamed, 'picture')} can't stand in a label file because of the file's name (a "
+        "line break, a backslash, whitespace at the end or bytes that are no UTF-8) and will be missing from the list: "
         "rename the file and retrain.</p>"
     )
 
@@ -169,13 +166,13 @@ def _card(number: int, entry: Reviewed, kinds: list[str], named: bool, pattern: 
     take = f"<button type='button' class='take' value='{entry.new[0]}'>Take {entry.new[0]}</button>"
     return (
         f"<li class='{' '.join(kinds)}'><fieldset{'' if named else ' disabled'}>"
-        f"<legend><bdi>{_text(entry.file)}</bdi></legend>"
+        f"<legend><bdi>{markup.escaped(entry.file)}</bdi></legend>"
         f"<div class='seen'><img alt='' loading='lazy' decoding='async' width='{width}' height='{height}' "
-        f"src='data:image/png;base64,{_png(entry.image)}'>"
-        f"<dl><dt>Labelled</dt><dd>{_text(entry.label)}</dd>{_read('Old model', entry.old)}"
+        f"src='data:image/png;base64,{markup.png(entry.image)}'>"
+        f"<dl><dt>Labelled</dt><dd>{markup.escaped(entry.label)}</dd>{_read('Old model', entry.old)}"
         f"{_read('New model', entry.new)}</dl></div>"
         f"<p class='tags'>{_tags(kinds)}</p>"
-        f"<p class='edit'><label>Label <input class='label' value='{_text(entry.label)}' pattern='{pattern}' "
+        f"<p class='edit'><label>Label <input class='label' value='{markup.escaped(entry.label)}' pattern='{pattern}' "
         f"aria-describedby='e{number}' inputmode='decimal' autocomplete='off' size='4' maxlength='3' required></label>"
         f"{take if suspicious else ''}</p>"
         "<p><label><input type='checkbox' class='out' autocomplete='off'> not readable, leave out</label></p>"
@@ -192,33 +189,8 @@ def _tags(kinds: list[str]) -> str:
 
 
 def _read(who: str, reading: tuple[str, float]) -> str:
-    return f"<dt>{who}</dt><dd>{_text(reading[0])} <small>{reading[1]:.0%}</small></dd>"
+    return f"<dt>{who}</dt><dd>{markup.escaped(reading[0])} <small>{reading[1]:.0%}</small></dd>"
 
-
-def _png(image: np.ndarray) -> str:
-    _, data = cv2.imencode(".png", image if image.shape[-1] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return base64.b64encode(data).decode()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _visible(text: str) -> str:
-    """Characters nobody sees, that turn the direction of writing, or that UTF-8 has not, are spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _text(text: str) -> str:
-    return html.escape(_visible(text))
-
-
-_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><link rel="icon" href="data:,">
-<style>{style}</style></head><body>"""
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f5f5f3; --card: #fff; --line: #d4d4cf; --text: #1d1d1b; --soft: #5c5c57;

@@ -17,6 +17,7 @@ from utils.settings import Settings
 
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
+MANIFEST_FILE = "manifest.json"
 BEST_MODEL_FILE = "best_model.keras"
 CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"

@@ -1,0 +1,53 @@
+"""Reads pictures of digits with a trained model: the reading and how sure the model is of it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils import console, prediction, recognizers
+from utils import settings as settings_module
+from utils.errors import UserError
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="exit code 1: a picture could not be read")
+    add = parser.add_argument
+    add("pictures", type=Path, metavar="IMAGE_OR_FOLDER", help="a picture, or a folder with pictures at any depth")
+    add("--model", type=Path, metavar="RUN_OR_FILE", help="a .keras, .tflite or .espdl file or a run; else the newest")
+    add("--json", action="store_true", help="one JSON object a line instead of text")
+    add("--save", type=Path, metavar="DIR", help="copy the unsure pictures there as <reading>_<name>")
+    add("--threshold", type=console.share, metavar="X", help="confidence below which a reading is unsure (0.9)")
+    console.add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
+    console.set_up(arguments.debug)
+    files = prediction.find_pictures(arguments.pictures, without=arguments.save)
+    model = recognizers.load(arguments.model, Path(settings.output_dir))
+    threshold = next(x for x in (arguments.threshold, model.threshold, prediction.THRESHOLD) if x is not None)
+    readings = prediction.read(model, files)
+    if arguments.json:
+        print("\n".join(map(prediction.as_json, readings)))
+    else:
+        print(prediction.summary(readings, model, threshold))
+    if arguments.save:
+        saved = prediction.save_unsure(readings, threshold, arguments.save)
+        print(f"{len(saved)} unsure pictures are in {arguments.save}: correct their labels", file=sys.stderr)
+    return int(any(reading.error is not None for reading in readings))
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return predict(parse_arguments(argv))
+    except UserError as error:
+        print(f"predict.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("predict.py: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.kitchen import put
+from utils import pictures, prediction
+from utils.prediction import PredictionError, Reading
+from utils.recognizers import Recognizer, RecognizerError
+
+
+def sure(images: np.ndarray) -> np.ndarray:
+    """Class 3, the surer the brighter the picture."""
+    confidence = images.mean(axis=(1, 2, 3)) / 255
+    probabilities = np.zeros((len(images), 10))
+    probabilities[:, 3], probabilities[:, 4] = 0.5 + confidence / 2, 0.5 - confidence / 2
+    return probabilities
+
+
+MODEL = Recognizer(Path("m.tflite"), (32, 20, 3), tuple("0123456789"), sure, None)
+DARK, BRIGHT = (10, 10, 10), (250, 250, 250)
+
+
+def folder_of(tmp_path: Path) -> Path:
+    put(tmp_path / "in" / "b" / "dark.png", DARK)
+    put(tmp_path / "in" / "bright.jpg", BRIGHT)
+    put(tmp_path / "in" / "a" / "dark.png", (12, 10, 10))
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    return tmp_path / "in"
+
+
+def test_a_folder_with_an_unreadable_picture(tmp_path):
+    files = prediction.find_pictures(folder_of(tmp_path))
+    readings = prediction.read(MODEL, files)
+    assert [str(one.file.relative_to(tmp_path / "in")) for one in readings] == [
+        *("a/dark.png", "b/dark.png", "bright.jpg", "broken.png"),
+    ]
+    assert [one.reading for one in readings] == ["3", "3", "3", None]
+    assert readings[3].error.startswith(pictures.DAMAGED)
+    text = prediction.summary(readings, MODEL, 0.9).splitlines()
+    assert ["unsure" in line for line in text] == [True, True, False, False, True]
+    assert text[2].startswith("   3   99.0%")
+    assert text[-1] == (
+        "4 pictures, 2 of them unsure (confidence below 0.9), 1 unreadable; read with m.tflite"
+    )  # fmt: skip
+
+
+def test_pictures_are_decoded_as_for_training(tmp_path):
+    path = put(tmp_path / "a.png", (200, 100, 50), size=(40, 90))
+    seen = []
+    model = Recognizer(Path("m"), (32, 20, 1), MODEL.names, lambda images: seen.append(images) or sure(images), None)
+    prediction.read(model, [path])
+    assert (seen[0][0] == pictures.decode(str(path), 32, 20, 1)).all()
+
+
+def test_more_pictures_than_are_read_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction, "CHUNK", 2)
+    files = [put(tmp_path / f"{number}.png", (50 * number,) * 3) for number in range(5)]
+    confidences = [one.confidence for one in prediction.read(MODEL, files)]
+    assert len(confidences) == 5
+    assert confidences == sorted(confidences)
+
+
+def test_json_has_every_key_on_one_line():
+    lines = [prediction.as_json(one) for one in (Reading(Path("a\n.png"), 3, "3", 0.5), Reading(Path("b"), error="x"))]
+    assert [json.loads(line) for line in lines] == [
+        {"file": "a\n.png", "class": 3, "reading": "3", "confidence": 0.5, "error": None},
+        {"file": "b", "class": None, "reading": None, "confidence": None, "error": "x"},
+    ]
+    assert not any("\n" in line for line in lines)
+
+
+def test_odd_names_are_spelled_out():
+    readings = [Reading(Path("a\x1b[2J\n\udcff.png"), 3, "3", 1.0), Reading(Path("b"), error="bad\x1b")]
+    text = prediction.summary(readings, MODEL, 0.9)
+    text.encode()
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == 3
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(PredictionError, match="no such file or folder"):
+        prediction.find_pictures(tmp_path / "gone")
+    with pytest.raises(PredictionError, match="no picture"):
+        prediction.find_pictures(tmp_path)
+    assert prediction.find_pictures(tmp_path / ".." / tmp_path.name / put(tmp_path / "a.png").name)
+
+
+def test_outputs_that_are_no_numbers(tmp_path):
+    broken = Recognizer(Path("m"), (32, 20, 3), MODEL.names, lambda images: np.full((len(images), 10), np.nan), None)
+    with pytest.raises(RecognizerError, match="not finite"):
+        prediction.read(broken, [put(tmp_path / "a.png")])
+
+
+def saved(tmp_path: Path, readings: list[Reading]) -> list[str]:
+    return [path.name for path in prediction.save_unsure(readings, 0.9, tmp_path / "out")]
+
+
+def test_unsure_pictures_are_copied_under_their_reading(tmp_path):
+    readings = prediction.read(MODEL, prediction.find_pictures(folder_of(tmp_path)))
+    assert saved(tmp_path, readings) == ["3_dark.png", "3_dark-2.png"]
+    assert (tmp_path / "out" / "3_dark.png").read_bytes() == (tmp_path / "in" / "a" / "dark.png").read_bytes()
+    # A second time everything is there.
+    assert saved(tmp_path, readings) == ["3_dark.png", "3_dark-2.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["3_dark-2.png", "3_dark.png"]
+
+
+def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):
+    folder = folder_of(tmp_path)
+    before = prediction.find_pictures(folder)
+    prediction.save_unsure(prediction.read(MODEL, before), 0.9, folder / "unsure")
+    assert prediction.find_pictures(folder, without=folder / "unsure") == before
+
+
+def test_nothing_is_overwritten_not_even_through_a_link(tmp_path):
+    picture = put(tmp_path / "x.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "3_x.png").symlink_to(tmp_path / "gone")
+    (tmp_path / "out" / "3_x-2.png").write_text("mine")
+    assert saved(tmp_path, [Reading(picture, 3, "3", 0.1)]) == ["3_x-3.png"]
+    assert not (tmp_path / "gone").exists()
+    assert (tmp_path / "out" / "3_x-2.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["..png", "-rf.png", "a\nb.png", "ü" * 120 + ".png", "\udcff.png", "3.4_a.png"])
+def test_odd_names_stay_in_the_folder(tmp_path, name):
+    # Pillow asks the name for the format, which not each of these gives.
+    picture = put(tmp_path / "in" / "x.png").rename(tmp_path / "in" / name)
+    (copy,) = saved(tmp_path, [Reading(picture, 34, "3.4", 0.1)])
+    assert copy.startswith("3.4_")
+    assert copy.endswith("png")
+    assert os.listdir(tmp_path / "out") == [copy]
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(PredictionError, match="cannot save pictures there"):
+        saved(tmp_path, [Reading(put(tmp_path / "x.png"), 3, "3", 0.1)])

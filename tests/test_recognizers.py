@@ -1,0 +1,174 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import device_files
+from utils import micro, recognizers, tflite_file
+from utils.errors import UserError
+from utils.recognizers import RecognizerError
+from utils.tflite_file import TensorFacts
+
+NOWHERE = Path("/nowhere")
+PIXELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+
+
+def stored(folder: Path, content: bytes, name: str = "a.tflite") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def run_folder(folder: Path, recommended: object = "a.tflite", **results) -> Path:
+    stored(folder, device_files.quantised())
+    device_files.model().save(folder / "best_model.keras")
+    (folder / "results.json").write_text(json.dumps({"recommended": recommended, **results}))
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_keras_and_float_tflite_read_the_same(tmp_path, channels):
+    device_files.model(channels=channels).save(tmp_path / "a.keras")
+    images = device_files.pictures(20, channels)
+    files = [tmp_path / "a.keras", stored(tmp_path, device_files.floating(channels=channels))]
+    loaded = [recognizers.load(file, NOWHERE) for file in files]
+    (classes, confidences), (others, other_confidences) = [recognizers.decide(model, images) for model in loaded]
+    assert loaded[0].input_shape == loaded[1].input_shape == (32, 20, channels)
+    assert loaded[0].names == tuple("0123456789")
+    assert (classes == others).all()
+    np.testing.assert_allclose(confidences, other_confidences, atol=1e-5)
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
+def test_our_quantised_files_run_on_the_reference_kernels(tmp_path, io_type):
+    content, images = device_files.quantised(io_type), device_files.pictures(5)
+    facts = tflite_file.read(content)
+    raw = micro.reference(content, micro.inputs_for(facts, images)).astype(float)
+    logits = raw if facts.output.scale is None else (raw - facts.output.zero_point) * facts.output.scale
+    classes, confidences = recognizers.decide(recognizers.load(stored(tmp_path, content), NOWHERE), images)
+    assert (classes == logits.argmax(axis=1)).all()
+    np.testing.assert_allclose(confidences, softmax(logits).max(axis=1))
+
+
+def test_probabilities_are_taken_as_they_are(tmp_path):
+    content, images = device_files.floating(body=device_files.probable), device_files.pictures(5)
+    _, confidences = recognizers.decide(recognizers.load(stored(tmp_path, content), NOWHERE), images)
+    np.testing.assert_allclose(confidences, micro.reference(content, images.astype(np.float32)).max(axis=1))
+
+
+@pytest.mark.parametrize(("classes", "last"), [(11, "N"), (100, "9.9")])
+def test_other_numbers_of_classes(tmp_path, classes, last):
+    file = stored(tmp_path, device_files.floating(classes=classes))
+    assert recognizers.load(file, NOWHERE).names[-1] == last
+
+
+def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
+    pytest.importorskip("esp_ppq")
+    from tests import espdl_samples
+    from utils import espdl_run
+
+    sample = espdl_samples.quantized(espdl_samples.registered("cnn32"), "esp32s3", tmp_path)
+    images = espdl_samples.PICTURES[:5]
+    model = recognizers.load(stored(tmp_path, sample.content, "a.espdl"), NOWHERE)
+    classes, confidences = recognizers.decide(model, images)
+    logits = espdl_run.logits(sample.model, images).astype(float)
+    assert model.input_shape == (32, 20, 3)
+    assert (classes == logits.argmax(axis=1)).all()
+    np.testing.assert_allclose(confidences, softmax(logits).max(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero_point", "dark", "bright"),
+    [
+        ("float32", None, None, 0, 255),
+        ("int8", None, None, -128, 127),
+        ("int8", 1 / 128, 0, -128, 127),
+        ("int8", 1.0, -128, -128, 127),
+        ("int8", 1 / 255, -128, -128, 127),
+        ("int8", 1 / 127.5, -1, -128, 127),
+        ("uint8", 1 / 128, 128, 0, 255),
+        ("uint8", 1.0, 0, 0, 255),
+        ("uint8", 0.98, 2, 2, 255),
+        ("int16", 1 / 32768, 0, -32768, 32767),
+    ],
+)
+def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, dark, bright):
+    encoded = recognizers.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point), PIXELS)
+    assert (encoded.dtype, encoded.shape) == (dtype, PIXELS.shape)
+    assert (encoded.min(), encoded.max()) == (dark, bright)
+    assert (np.diff(encoded.ravel().astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("int8", 0.5), ("int8", 100.0), ("int32", 1.0), ("int8", 0.0)])
+def test_inputs_that_take_no_pixels(dtype, scale):
+    with pytest.raises(RecognizerError):
+        recognizers.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0), PIXELS)
+
+
+def test_a_run_folder_is_the_file_it_recommends(tmp_path):
+    assert recognizers.load(run_folder(tmp_path), NOWHERE).file == tmp_path / "a.tflite"
+
+
+@pytest.mark.parametrize("name", ["gone.tflite", "../secret.tflite", "/etc/passwd", ["a"], None, "a\0b", "..", ""])
+def test_a_run_folder_that_recommends_nothing_usable_is_its_best_model(tmp_path, name):
+    stored(tmp_path, device_files.quantised(), "secret.tflite")
+    (tmp_path / "run").mkdir()
+    assert recognizers.load(run_folder(tmp_path / "run", name), NOWHERE).file.name == "best_model.keras"
+
+
+def test_no_path_takes_the_newest_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert recognizers.load(None, run_folder(tmp_path / "run").parent).file == tmp_path / "run" / "a.tflite"
+    with pytest.raises(UserError, match="no finished run"):
+        recognizers.load(None, NOWHERE)
+
+
+@pytest.mark.parametrize(("manifest", "results", "expected"), [(0.7, 0.6, 0.7), (None, 0.6, 0.6), ("x", 7, None)])
+def test_recommended_confidence_comes_from_the_papers(tmp_path, manifest, results, expected):
+    run_folder(tmp_path, recommended_confidence=results)
+    entries = [{"name": "a.tflite", "recommended_confidence": manifest}, 3]
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": entries}))
+    assert recognizers.load(tmp_path, NOWHERE).threshold == expected
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', "\ufeff", "[" * 100_000])
+def test_damaged_papers_do_no_harm(tmp_path, text):
+    file = stored(tmp_path, device_files.quantised())
+    for name in ("manifest.json", "results.json"):
+        (tmp_path / name).write_text(text)
+    assert recognizers.load(file, NOWHERE).threshold is None
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0\0\0\0TFL3", b"EDL2", b"PK\x03\x04", os.urandom(500)])
+def test_what_is_no_model_is_refused_in_one_sentence(tmp_path, content):
+    file = stored(tmp_path, content, "x.keras")
+    with pytest.raises(RecognizerError) as caught:
+        recognizers.load(file, NOWHERE)
+    assert str(caught.value).count(str(file)) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_pipes_missing_files_and_empty_folders(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecognizerError, match="no regular file"):
+        recognizers.load(tmp_path / "pipe", NOWHERE)
+    with pytest.raises(RecognizerError, match="no such file or folder; --model takes"):
+        recognizers.load(tmp_path / "gone", NOWHERE)
+    with pytest.raises(UserError, match=r"no best_model\.keras"):
+        recognizers.load(tmp_path, NOWHERE)
+
+
+def test_graphs_that_do_not_run_or_read_no_digits(tmp_path):
+    content = device_files.quantised()
+    for damaged in (device_files.with_size(content, "CONV_2D", 1, 77), device_files.floating(classes=7)):
+        with pytest.raises(RecognizerError):
+            recognizers.load(stored(tmp_path, damaged), NOWHERE)
+    for length in range(0, len(content), 3001):
+        with pytest.raises(RecognizerError):
+            recognizers.load(stored(tmp_path, content[:length]), NOWHERE)
