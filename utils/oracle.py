@@ -17,12 +17,12 @@ from pathlib import Path
 
 import grpc
 import keras_tuner
-from keras_tuner import errors, oracles
+from keras_tuner import oracles
 from keras_tuner.engine.trial import Trial as KerasTunerTrial
 
 from utils.search_space import SearchError
 from utils.settings import Settings
-from utils.trials import COMPLETED, Outcome, Search, Trial
+from utils.trials import COMPLETED, FAILED, Outcome, Search, Trial
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ IDLE = 1.0  # seconds before a worker asks again
 RunTrial = Callable[[int, int], Outcome]  # number of the trial, epochs
 
 
-class ForeignSpaceError(errors.FatalError):
-    """The chief searches something else than this worker. KerasTuner lets it through."""
+class ForeignSpaceError(Exception):
+    """The chief searches something else than this worker."""
 
 
 class _Recorded:
@@ -180,16 +180,17 @@ class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
     def on_trial_begin(self, trial: KerasTunerTrial) -> None:
         self.idle = False
 
-    def run_trial(self, trial: KerasTunerTrial) -> dict[str, float]:
+    def _try_run_and_update_trial(self, trial: KerasTunerTrial) -> None:
+        # Instead of KerasTuner's own, which prints a traceback for each failure: ``run`` doesn't raise.
         values = trial.hyperparameters.values
         if values[SPACE] != self.digest:
             raise ForeignSpaceError
         with _signs_of_life(self.oracle, trial.trial_id):
             outcome = self.run(*_asked(trial))
         values |= {name: value for name, value in dataclasses.asdict(outcome).items() if value is not None}
-        if outcome.score is None:
-            raise errors.FailedTrialError(outcome.error)
-        return {"score": outcome.score}
+        trial.status = FAILED if outcome.score is None else COMPLETED
+        if outcome.score is not None:
+            self.oracle.update_trial(trial.trial_id, {"score": outcome.score})
 
     def save(self) -> None:
         """Nothing: see the module."""

@@ -95,7 +95,7 @@ def tuning(path: Path, trials: list[dict], objective: str) -> None:
     done = [trial for trial in trials if trial["score"] is not None]
     names = list(done[0]["values"]) if done else ["no trial completed"]
     figure = Figure(figsize=(4 * min(len(names), 3), 3.6 * math.ceil(len(names) / 3)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(names) / 3), min(len(names), 3), squeeze=False).flat
+    panels = list(figure.subplots(math.ceil(len(names) / 3), min(len(names), 3), squeeze=False).flat)
     for axes, name in zip(panels, names, strict=False):
         values = [trial["values"].get(name) for trial in done]
         scores = np.array([trial["score"] for trial in done])
@@ -108,7 +108,7 @@ def tuning(path: Path, trials: list[dict], objective: str) -> None:
         axes.set_xticks(range(len(places)), [str(place) for place in places], rotation=20 if len(places) > 4 else 0)
         axes.set(title=name.upper(), ylabel=objective, xlim=(-0.6, max(len(places), 1) - 0.4))
         axes.grid(alpha=0.3)
-    for axes in list(panels):
+    for axes in panels[len(names) :]:
         axes.axis("off")
     _save(figure, path)
 
