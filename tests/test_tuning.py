@@ -215,6 +215,30 @@ def test_halving_gives_the_best_third_more_epochs(small, splits, fake):
     assert len(fake.calls) == before
 
 
+def test_halving_that_was_broken_off_keeps_what_was_reached(small, splits, fake):
+    def score(combination):
+        if len(fake.calls) == 14:
+            raise KeyboardInterrupt
+        return combination["batch_size"] / 100
+
+    fake.score = score
+    with pytest.raises(KeyboardInterrupt):
+        tuning.search(small(tuner_strategy="halving"), splits)
+    found = tuning.search(small(tuner_strategy="halving"), splits)
+    # Of the second round the one that was finished is not made again.
+    assert fake.epochs == [1] * 12 + [3] * 5 + [9] * 2
+    assert fake.calls[13] in fake.calls[14:17]
+    assert fake.calls[12] not in fake.calls[14:17]
+    assert {row["status"] for row in rows(found)} == {"COMPLETED"}
+
+
+def test_a_search_without_a_result_is_a_failed_model(small, splits, fake):
+    fake.score = lambda combination: "no luck"
+    (outcome,) = tuning.train(["cnn32"], small(), None, splits)
+    assert outcome.results is None
+    assert "3 trials in a row failed, the last with: no luck" in outcome.error
+
+
 @pytest.fixture
 def asked(small, splits):
     """An oracle of twelve trials, and what a worker would say."""

@@ -26,6 +26,7 @@ from utils import (
     training,
     trials,
 )
+from utils.errors import UserError
 from utils.loader import Splits
 from utils.search_space import Combination, SearchError
 from utils.settings import Settings
@@ -115,25 +116,16 @@ def run_trial(
 
 
 def train(names: list[str], settings: Settings, options: session.Options, splits: Splits) -> list[session.Outcome]:
-    """Searches for each architecture, then trains it with what won; see :func:`session.train`.
+    """Searches for each architecture, then trains it with what won; a search without a result is a failed outcome.
 
     Raises:
-        SearchError, RunError: see :func:`search`.
+        SearchError: this process is one of several machines.
     """
     if search_space.role() != "alone":
         raise SearchError(
             f"--use_tuner is for one machine: unset {', '.join(search_space.ENVIRONMENT)}, or use tuner.py"
         )
-    outcomes = []
-    for name in names:
-        found = search(dataclasses.replace(settings, model_architecture=name), splits)
-        best = best_of(found)
-        chosen = dataclasses.replace(settings, **{"model_architecture": name, **best.values})
-        told = {"folder": str(found.folder), "trial": best.number, "objective": found.objective, "score": best.score}
-        told["hyperparameters"] = search_space.named(best.values)
-        log.info("training with trial %d: %s", best.number, trials.shown(best.values))
-        outcomes += session.train([chosen.model_architecture], chosen, options, splits, tuned_by=told)
-    return outcomes
+    return [_searched_and_trained(name, settings, options, splits) for name in names]
 
 
 def best_of(found: Search) -> trials.Trial:
@@ -160,6 +152,21 @@ def summary(found: Search) -> str:
     notes = [f"{len(completed)} trials completed, {failed} failed, in {found.folder}"]
     notes += [f"the search was stopped: {found.stopped}"] * bool(found.stopped)
     return "\n".join([report.table(rows), "", *notes])
+
+
+def _searched_and_trained(name: str, settings: Settings, options: session.Options, splits: Splits) -> session.Outcome:
+    try:
+        found = search(dataclasses.replace(settings, model_architecture=name), splits)
+        best = best_of(found)
+    except UserError as error:
+        log.error("%s: %s", name, error)
+        return session.Outcome(name, None, None, str(error))
+    chosen = dataclasses.replace(settings, **{"model_architecture": name, **best.values})
+    told = {"folder": str(found.folder), "trial": best.number, "objective": found.objective, "score": best.score}
+    told["hyperparameters"] = search_space.named(best.values)
+    log.info("training with trial %d: %s", best.number, trials.shown(best.values))
+    (outcome,) = session.train([chosen.model_architecture], chosen, options, splits, tuned_by=told)
+    return outcome
 
 
 def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, role: str) -> None:
