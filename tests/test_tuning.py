@@ -282,10 +282,19 @@ def test_a_worker_of_a_chief_started_anew_changes_nothing(asked):
     end(stale, 0.9)
     chief.end_trial(stale)
     chief.update_trial("99", {"score": 0.9})
+    assert chief.get_trial("99").score is None
     assert search.ended() == []
     end(current, 0.5)
     chief.end_trial(current)
     assert [(row.number, row.score) for row in search.ended()] == [(1, 0.5)]
+
+
+def test_a_worker_with_other_parameters_is_refused(asked, tmp_path):
+    chief, search, _ = asked
+    tuner = oracle.Tuner(chief, lambda number, until: pytest.fail("no trial is run"), "another digest", tmp_path)
+    with pytest.raises(oracle.ForeignSpaceError):
+        tuner.search()
+    assert search.ended() == []
 
 
 def test_workers_wait_while_another_is_at_the_last_trial(asked):

@@ -82,12 +82,12 @@ class _Recorded:
         for tuner_id, trial in self.ongoing_trials.items():
             if trial.trial_id == trial_id:
                 self.seen[tuner_id] = time.monotonic()
-        return super().get_trial(trial_id)
+        # What raises here would leave KerasTuner's lock closed: a worker may ask a chief that was started anew.
+        return self.trials.get(trial_id) or KerasTunerTrial(self.get_space(), trial_id)
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict, step: int = 0) -> KerasTunerTrial:
         if trial_id not in self.trials:
-            # A worker of a chief that was started anew; what raises here would leave KerasTuner's lock closed.
             return KerasTunerTrial(self.get_space(), trial_id)
         return super().update_trial(trial_id, metrics, step)
 

@@ -175,6 +175,8 @@ def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, rol
 
         def run(number: int, until: int) -> Outcome:
             folder = scratch / f"{number:05d}"
+            if role == "worker":
+                log.info("trial %d: %s", number, trials.shown(found.combinations[number - 1]))
             outcome = run_trial(found.combinations[number - 1], settings, splits, folder, until)
             if settings.tuner_strategy == "grid":
                 shutil.rmtree(folder, ignore_errors=True)
