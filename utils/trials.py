@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Search:
         self.folder, self.signature, self.combinations = folder, signature, combinations
         self.rows: dict[int, Trial] = {}
         self.stopped = ""
+        self.after_each: Callable[[], None] = lambda: None
         self._failed_in_a_row = 0
         self._began, self._ended = time.monotonic(), 0
 
@@ -110,6 +112,7 @@ class Search:
             self.stopped = f"{FAILURES_IN_A_ROW} trials in a row failed, the last with: {row.error}"
         self.write()
         self._say(row)
+        self.after_each()
 
     def time_left(self) -> float:
         """Seconds that the rest of the list takes at the pace so far."""
@@ -120,11 +123,12 @@ class Search:
         """The best so far and the time left, in words."""
         best = self.best()
         so_far = f"best {best.score:.4f} (trial {best.number})" if best else "none completed yet"
-        return f"{len(self.ended())} of {len(self.combinations)} done, {so_far}, {duration(self.time_left())} left"
+        return f"{so_far}, {duration(self.time_left())} left"
 
     def _say(self, row: Trial) -> None:
         told = f"FAILED: {row.error}" if row.status == FAILED else f"{self.objective} {row.score:.4f}"
-        log.info("trial %d %s in %.0f s; %s", row.number, told, row.seconds, self.progress())
+        done = f"{len(self.ended())} of {len(self.combinations)} done"
+        log.info("trial %d %s in %.0f s; %s, %s", row.number, told, row.seconds, done, self.progress())
 
     def write(self) -> None:
         """Writes all files anew."""

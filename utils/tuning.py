@@ -6,11 +6,13 @@ import logging
 import shutil
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import keras
 import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import models
 from utils import (
@@ -170,8 +172,7 @@ def _searched_and_trained(name: str, settings: Settings, options: session.Option
 
 
 def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, role: str) -> None:
-    with console.progress(None, "trials", len(found.combinations), unit="trial") as bar:
-        bar.update(len(found.ended()))
+    with _bar(found) as bar:
 
         def run(number: int, until: int) -> Outcome:
             folder = scratch / f"{number:05d}"
@@ -180,8 +181,8 @@ def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, rol
             outcome = run_trial(found.combinations[number - 1], settings, splits, folder, until)
             if settings.tuner_strategy == "grid":
                 shutil.rmtree(folder, ignore_errors=True)
-            bar.set_postfix_str(found.progress())
-            bar.update()
+            if role == "worker":
+                bar.update()
             return outcome
 
         try:
@@ -195,6 +196,21 @@ def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, rol
             _loop(found, settings.tuner_epochs, run)
         else:
             oracle.drive(found, run, settings, role)
+
+
+@contextmanager
+def _bar(found: Search) -> Iterator:
+    """A bar over the trials with the best so far and the time left; log lines stand above it."""
+    with console.progress(None, "trials", len(found.combinations), unit="trial") as bar:
+
+        def show() -> None:
+            bar.set_postfix_str(found.progress(), refresh=False)
+            bar.n = len(found.ended())
+            bar.refresh()
+
+        found.after_each = show
+        with logging_redirect_tqdm() if console.interactive() else nullcontext():
+            yield bar
 
 
 def _loop(found: Search, epochs: int, run) -> None:
