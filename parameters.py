@@ -56,6 +56,19 @@ AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 # --- Retraining on failed readings ----------------------------------------------------------------------------------
 RETRAIN_MAX_DROP = 0.2  # points (hundredths) that retrain.py lets an old test set lose, else the result is REJECTED
 
+# --- Hyper-parameter search (tuner.py) --------------------------------------------------------------------------------
+TUNER_OPTIMIZERS = ["adam", "adamw", "nadam", "rmsprop", "sgd"]  # values of OPTIMIZER to try
+TUNER_LEARNING_RATES = [0.0003, 0.001, 0.003, 0.01]  # values of LEARNING_RATE to try
+TUNER_BATCH_SIZES = [32, 64, 128, 256]  # values of BATCH_SIZE to try
+TUNER_AXES = {}  # further parameters to try, such as {"LABEL_SMOOTHING": [0.0, 0.1], "AUGMENT_CONTRAST": [0.3, 0.5]}
+TUNER_MAX_TRIALS = 20  # combinations tried, spread evenly over all of them
+TUNER_EPOCHS = 10  # upper bound in epochs of a trial
+TUNER_PATIENCE = 4  # epochs without a better val_accuracy before a trial ends; 0 = never
+TUNER_STRATEGY = "grid"  # "grid" (every trial to its end) or "halving" (the better third goes on, again and again)
+TUNER_OBJECTIVE = "val_accuracy"  # or "int8_within_0.1": the quantised model on the same pictures; 100 classes only
+TUNER_MAX_KB = 0  # leave out models whose device file is larger, KiB; 0 = no limit
+TUNER_MAX_MACS = 0  # leave out models with more multiply-accumulates a picture; 0 = no limit
+
 # --- Export ----------------------------------------------------------------------------------------------------------
 OUTPUT_DIR = "exported_models"  # folder that receives one folder a run
 QUANTIZE_MODEL = True  # write a full-integer TFLite file next to the float one

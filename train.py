@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import models
-from utils import chips, console
+from utils import chips, console, search_space
 from utils import settings as settings_module
 from utils.errors import UserError
 
@@ -19,12 +19,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--test_all_models", action="store_true", help="take every architecture through one epoch")
     what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="finish a run that was broken off")
     parser.add_argument("--use_tuner", action="store_true", help="search hyper-parameters first")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="architectures trained side by side")
+    parser.add_argument("--jobs", type=console.count, default=1, metavar="N", help="architectures trained side by side")
     parser.add_argument("--no_cleanup", action="store_true", help="keep checkpoints after the run")
     console.add_common_arguments(parser)
     arguments = parser.parse_args(argv)
-    if arguments.jobs < 1:
-        parser.error("--jobs needs a number of at least 1")
+    if arguments.use_tuner and (arguments.resume or arguments.test_all_models or arguments.jobs > 1):
+        parser.error("--use_tuner goes with --train or --train_all alone: leave the other options out")
     if arguments.resume and arguments.set:
         parser.error("--resume goes on with the settings the run was started with: leave --set out")
     return arguments
@@ -34,7 +34,7 @@ def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Se
     settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
     chips.check(settings)
     if arguments.use_tuner:
-        raise UserError("--use_tuner is not built yet: leave it out")
+        search_space.check(settings, model_is_given=bool(arguments.train or arguments.train_all))
     if arguments.test_all_models:
         return models.available(), dataclasses.replace(settings, epochs=1)
     names = models.available() if arguments.train_all else arguments.train or [settings.model_architecture]
@@ -50,7 +50,7 @@ def train(arguments: argparse.Namespace) -> int:
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
-    from utils import session
+    from utils import session, tuning
 
     options = session.Options(arguments.no_cleanup, arguments.debug)
     if arguments.resume:
@@ -58,7 +58,8 @@ def train(arguments: argparse.Namespace) -> int:
     elif min(arguments.jobs, len(names)) > 1:
         outcomes = session.train_side_by_side(names, settings, options, arguments.jobs)
     else:
-        outcomes = session.train(names, settings, options, splits)
+        one_by_one = tuning.train if arguments.use_tuner else session.train
+        outcomes = one_by_one(names, settings, options, splits)
     print(session.summary(outcomes))
     return int(any(outcome.results is None or session.refusals(outcome) for outcome in outcomes))
 

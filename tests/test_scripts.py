@@ -1,9 +1,11 @@
 """Each entry script as a user runs it: a process of its own on a tiny set."""
 
+import csv
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,8 +45,9 @@ def run_folders(output: Path) -> list[Path]:
         (["--set", "EPOCHS=0"], 2, "EPOCHS = 0: accepted are 1..100000"),
         (["--set", "ESP_DL_QUANTIZE=True", "--set", "ESP_DL_TARGETS=['esp8']"], 2, "known are esp32, esp32s3"),
         (["--set", "DEPLOY_TARGETS=['ai']"], 2, "unknown target 'ai': known are tflite_micro"),
-        (["--use_tuner"], 2, "not built yet"),
-        (["--jobs", "0"], 2, "--jobs needs a number of at least 1"),
+        (["--use_tuner", "--test_all_models"], 2, "leave the other options out"),
+        (["--use_tuner", "--set", "TUNER_OPTIMIZERS=[]"], 2, "TUNER_OPTIMIZERS is empty: give at least one value"),
+        (["--jobs", "0"], 2, "--jobs: needs a number of at least 1"),
         (["--resume", "nowhere", "--set", "EPOCHS=3"], 2, "leave --set out"),
     ],
 )
@@ -183,6 +186,17 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
         ("datasets/inspect.py", [], "SOURCE"),
         ("datasets/inspect.py", ["nowhere"], "folder nowhere not found"),
         ("datasets/inspect.py", ["tests", "--model", "README.md"], "README.md: this is no model"),
+        ("tuner.py", ["--help"], "--trials N"),
+        ("tuner.py", ["--model", "cnn23"], "'cnn23': did you mean cnn32?"),
+        ("tuner.py", ["--trials", "0"], "--trials: needs a number of at least 1"),
+        ("tuner.py", ["--set", "TUNER_OPTIMIZERS=['adm']"], "TUNER_OPTIMIZERS: OPTIMIZER = 'adm': accepted are 'adam'"),
+        ("tuner.py", ["--set", "TUNER_AXES={'DROPOUT': [1]}"], "TUNER_AXES DROPOUT: no axis, known are WEIGHT_DECAY"),
+        ("tuner.py", ["--set", "TUNER_OBJECTIVE=int8_within_0.1"], "needs tenths: set NB_CLASSES = 100"),
+        (
+            "tuner.py",
+            ["--set", "DATA_SOURCES=[{'name': 'a', 'type': 'filename', 'path': 'no'}]"],
+            "folder no not found",
+        ),
         ("retrain.py", ["--model_path", "x"], "--bad_images_dir"),
         ("retrain.py", ["--bad_images_dir", "nowhere"], "folder nowhere not found"),
         ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
@@ -291,3 +305,117 @@ def test_a_killed_run_is_resumed(tmp_path):
     assert [line.split(",")[0] for line in log[1:]] == [str(number) for number in range(1, len(log))]
     assert json.loads((folder / "results.json").read_text())["files"]["cnn32_quantized.tflite"]["bytes"] > 100_000
     assert not list(folder.glob(".partial-*"))
+
+
+SEARCH = [
+    *TINY,
+    *("--set", "TUNER_EPOCHS=2", "--set", "TUNER_OPTIMIZERS=['sgd', 'adam']"),
+    *("--set", "TUNER_LEARNING_RATES=[0.001, 0.01]", "--set", "TUNER_BATCH_SIZES=[32, 64]"),
+]
+
+
+def read_trials(output: Path) -> list[dict]:
+    (path,) = output.glob("tuner_*/trials.csv")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def combinations(rows: list[dict]) -> set[tuple]:
+    return {(row["OPTIMIZER"], row["LEARNING_RATE"], row["BATCH_SIZE"]) for row in rows}
+
+
+def wait_for(condition, process: subprocess.Popen, what: str) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, f"ended before {what}"
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(tmp_path):
+    arguments = [*SEARCH, "--trials", "3", "--set", f"OUTPUT_DIR={tmp_path}"]
+    process = subprocess.Popen([sys.executable, "tuner.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    # The second trial has begun.
+    wait_for(lambda: list(tmp_path.glob("*/scratch/00002")), process, "second trial")
+    process.kill()
+    process.wait()
+    killed = read_trials(tmp_path)
+    assert [row["status"] for row in killed] == ["COMPLETED", "RUNNING"]
+    done = call(*arguments, door="tuner.py")
+    assert done.returncode == 0, done.stderr
+    assert "1 trials done" in done.stderr
+    assert [line.split(" trial ")[1][0] for line in done.stderr.splitlines() if " of 3: OPTIMIZER" in line] == [*"23"]
+    rows = read_trials(tmp_path)
+    assert rows[0] == killed[0]
+    assert [row["status"] for row in rows] == ["COMPLETED"] * 3
+    assert len(combinations(rows)) == 3
+    (folder,) = run_folders(tmp_path)
+    assert not (folder / "scratch").exists()
+    assert not any(noise in done.stdout + done.stderr for noise in ("Traceback", "Reloading", "oneDNN", "Search: "))
+
+
+@pytest.mark.slow
+def test_trains_with_what_the_search_found(tmp_path):
+    done = call(*SEARCH, "--use_tuner", "--set", "TUNER_MAX_TRIALS=2", "--set", f"OUTPUT_DIR={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (run,) = [path for path in run_folders(tmp_path) if not path.name.startswith("tuner_")]
+    (folder,) = [path for path in run_folders(tmp_path) if path.name.startswith("tuner_")]
+    best = json.loads((folder / "best_hyperparameters.json").read_text())
+    results, settings = (json.loads((run / name).read_text()) for name in ("results.json", "settings.json"))
+    told = {"folder": str(folder), **{name: best[name] for name in ("trial", "objective", "score", "hyperparameters")}}
+    assert results["tuned_by"] == told
+    assert {name.upper(): settings["settings"][name.lower()] for name in best["hyperparameters"]} == best[
+        "hyperparameters"
+    ]
+    assert settings["settings"]["epochs"] == results["training"]["epochs"] == 2
+
+
+# Shorter silences than the real ones, so that the test ends soon.
+IMPATIENT = """
+import sys
+from utils import console
+console.set_up()
+console.import_tensorflow(False)
+from utils import oracle
+oracle.HEARTBEAT, oracle.LOST_AFTER = 1.0, 8.0
+import tuner
+sys.exit(tuner.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_chief_and_two_workers_of_whom_one_is_killed(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [*SEARCH, "--trials", "6", "--set", f"OUTPUT_DIR={tmp_path / 'out'}"]
+
+    def start(name: str) -> subprocess.Popen:
+        machine = {"KERASTUNER_TUNER_ID": name, "KERASTUNER_ORACLE_IP": "127.0.0.1"}
+        machine |= {"KERASTUNER_ORACLE_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        with (tmp_path / f"{name}.log").open("w") as file:
+            command = [sys.executable, "-c", IMPATIENT, *arguments]
+            return subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **machine}, stdout=file, stderr=file)
+
+    processes = {name: start(name) for name in ("chief", "one", "two")}
+    try:
+        log = tmp_path / "two.log"
+        wait_for(lambda: log.read_text().count("epoch 1 of 2") >= 1, processes["two"], "trial of worker two")
+        processes["two"].kill()
+        assert processes["one"].wait(240) == 0, (tmp_path / "one.log").read_text()
+        assert processes["chief"].wait(60) == 0, (tmp_path / "chief.log").read_text()
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    rows = read_trials(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["COMPLETED"] * 6
+    assert len(combinations(rows)) == 6
+    said = (tmp_path / "chief.log").read_text()
+    lost = said.count("nothing heard of worker two: its trial")
+    begun = [line.split(" trial ")[1].split()[0] for line in said.splitlines() if " of 6: OPTIMIZER" in line]
+    # The lost trial alone is made a second time; killed between two trials, the worker had none.
+    assert sorted(set(begun)) == [*"123456"]
+    assert len(begun) == 6 + lost <= 7
+    assert "no trial left for this worker" in (tmp_path / "one.log").read_text()

@@ -18,18 +18,18 @@ LAYERS = {
         *("models", "utils.sources", "utils.augmentation", "utils.quantization", "utils.micro"),
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
-    3: ["utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
-    4: ["utils.loader", "utils.gate", "utils.export", "utils.model_files"],
+    3: ["utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
+    4: ["utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_files"],
     5: [
         "utils.recognizers",
         *("utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"),
-        "utils.espdl_gate",
+        *("utils.espdl_gate", "utils.oracle"),
     ],
     6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"],
     7: ["utils.deployment", "utils.inspection_page"],
     8: ["utils.session"],
-    9: ["utils.retraining"],
-    10: ["train", "fine-tune", "retrain", "predict"],
+    9: ["utils.retraining", "utils.tuning"],
+    10: ["train", "fine-tune", "retrain", "predict", "tuner"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 ARCHITECTURES = {f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if path.stem[0] != "_"}

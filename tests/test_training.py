@@ -13,7 +13,7 @@ from utils import loader, runs, training
 def fit(tiny, tmp_path):
     """Trains cnn32 on tiny data in ``<tmp_path>/<name>``; returns what ``training.fit`` does, and the folder."""
 
-    def run(name="run", prepare=None, **overrides):
+    def run(name="run", prepare=None, until=None, **overrides):
         settings = tiny(**overrides)
         splits = loader.load(settings)
         keras.utils.set_random_seed(settings.seed)
@@ -22,7 +22,7 @@ def fit(tiny, tmp_path):
         folder.mkdir(exist_ok=True)
         if prepare:
             prepare(folder)
-        return training.fit(model, splits, settings, folder), folder, splits
+        return training.fit(model, splits, settings, folder, until), folder, splits
 
     return run
 
@@ -54,6 +54,15 @@ def test_log_has_a_row_an_epoch(fit):
     fitted, folder, _ = fit(epochs=2)
     assert rows_of(folder) == [pytest.approx(row) for row in fitted.rows]
     assert list(rows_of(folder)[0]) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
+
+
+def test_a_fit_in_two_parts_is_a_whole_one(fit):
+    whole, _, _ = fit("whole", epochs=3)
+    first, _, _ = fit("parts", epochs=3, until=2, checkpoint_epochs=2)
+    second, _, _ = fit("parts", epochs=3)
+    assert [len(fitted.rows) for fitted in (first, second)] == [2, 3]
+    for one, other in zip(whole.rows, second.rows, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -36,6 +36,14 @@ def positive(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """An argument's value of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("needs a number of at least 1")
+    return value
+
+
 def set_up(debug: bool = False) -> None:
     """Logs to stderr, level INFO (DEBUG with ``debug``); TensorFlow's own log only with ``debug``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)

@@ -84,6 +84,35 @@ def worst_predictions(
     _save(figure, path)
 
 
+def tuning(path: Path, trials: list[dict], objective: str) -> None:
+    """Score of every completed trial against each axis, as a PNG: one dot a trial, a bar at each value's mean.
+
+    Args:
+        path: of the PNG.
+        trials: ``values`` (axis -> value) and ``score`` (None for a failed one) of each.
+        objective: what the score is.
+    """
+    done = [trial for trial in trials if trial["score"] is not None]
+    names = list(done[0]["values"]) if done else ["no trial completed"]
+    figure = Figure(figsize=(4 * min(len(names), 3), 3.6 * math.ceil(len(names) / 3)), layout="constrained")
+    panels = list(figure.subplots(math.ceil(len(names) / 3), min(len(names), 3), squeeze=False).flat)
+    for axes, name in zip(panels, names, strict=False):
+        values = [trial["values"].get(name) for trial in done]
+        scores = np.array([trial["score"] for trial in done])
+        places = sorted(set(values))
+        at = np.array([places.index(value) for value in values], int)
+        # Values stand side by side at equal distance: learning rates lie decades apart.
+        axes.scatter(at + np.linspace(-0.15, 0.15, max(len(done), 1))[: len(done)], scores, s=22, alpha=0.7)
+        for place in range(len(places)):
+            axes.hlines(scores[at == place].mean(), place - 0.3, place + 0.3, color="black", linewidth=1.5)
+        axes.set_xticks(range(len(places)), [str(place) for place in places], rotation=20 if len(places) > 4 else 0)
+        axes.set(title=name.upper(), ylabel=objective, xlim=(-0.6, max(len(places), 1) - 0.4))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(names) :]:
+        axes.axis("off")
+    _save(figure, path)
+
+
 def table(rows: list[list[str]]) -> str:
     """Text table: the first row is the heading, columns are as wide as needed, numbers stand at the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -40,7 +40,15 @@ def create(architecture: str, settings: Settings, mode: str, ending: str = "") -
     Raises:
         RunError: ``OUTPUT_DIR`` can't be written to.
     """
-    stem = name(architecture, settings, mode, time.strftime("%Y%m%d-%H%M%S"))
+    return make(name(architecture, settings, mode, time.strftime("%Y%m%d-%H%M%S")), settings, ending)
+
+
+def make(stem: str, settings: Settings, ending: str = "") -> Path:
+    """Makes the folder ``stem`` below ``OUTPUT_DIR`` as :func:`create` does.
+
+    Raises:
+        RunError: ``OUTPUT_DIR`` can't be written to.
+    """
     try:
         Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):

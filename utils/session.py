@@ -48,14 +48,21 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says about a run besides the settings."""
+    """What there is to say about a run besides the settings; ``tuned_by``: the search that chose them."""
 
     keep_checkpoints: bool = False
     debug: bool = False
+    tuned_by: dict | None = None
 
 
-def train(names: list[str], settings: Settings, options: Options, splits: Splits) -> list[Outcome]:
-    """Trains architectures one after the other on the same data; one that fails does not stop the others."""
+def train(
+    names: list[str], settings: Settings, options: Options, splits: Splits, tuned_by: dict | None = None
+) -> list[Outcome]:
+    """Trains architectures one after the other on the same data; one that fails does not stop the others.
+
+    ``tuned_by`` says where the settings come from; ``results.json`` gets it as it is.
+    """
+    options = dataclasses.replace(options, tuned_by=tuned_by)
     return [_attempt(name, settings, options, splits) for name in names]
 
 
@@ -196,6 +203,7 @@ def _run(
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
         results = _results(model, splits, settings, mode, run_dir, _training_facts(fitted))
+        results |= {"tuned_by": options.tuned_by} if options.tuned_by else {}
         results["timing"] = _timing(fitted.seconds, started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         runs.clean_up(run_dir, options.keep_checkpoints)

@@ -24,6 +24,8 @@ CHOICES: dict[str, tuple] = {
     "loss": ("categorical_crossentropy", "categorical_focal_crossentropy"),
     "learning_rate_schedule": ("cosine", "plateau", "constant"),
     "monitor": ("val_loss", "val_accuracy"),
+    "tuner_strategy": ("grid", "halving"),
+    "tuner_objective": ("val_accuracy", "int8_within_0.1"),
     "quantized_io_type": ("int8", "uint8", "float32"),
     "esp_dl_mode": ("ptq", "tqt", "mixed", "auto"),
 }
@@ -56,6 +58,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "qat_epochs": (1, 1000),
     "qat_learning_rate": (1e-6, 10),
     "retrain_max_drop": (0, 100),
+    "tuner_max_trials": (1, 100_000),
+    "tuner_epochs": (1, 100_000),
+    "tuner_patience": (0, 100_000),
+    "tuner_max_kb": (0, 10_000_000),
+    "tuner_max_macs": (0, 10**15),
     "calibration_images": (100, 10_000),
     "esp_dl_min_agreement": (0, 1),
 }
@@ -105,6 +112,17 @@ class Settings:
     augment_noise: float
     augment_invert: float
     retrain_max_drop: float
+    tuner_optimizers: list
+    tuner_learning_rates: list
+    tuner_batch_sizes: list
+    tuner_axes: dict
+    tuner_max_trials: int
+    tuner_epochs: int
+    tuner_patience: int
+    tuner_strategy: str
+    tuner_objective: str
+    tuner_max_kb: int
+    tuner_max_macs: int
     output_dir: str
     quantize_model: bool
     use_qat: bool

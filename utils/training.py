@@ -77,9 +77,10 @@ class Recorder(keras.callbacks.Callback):
     All it knows follows from the rows, so a resumed run goes on exactly where the broken one was.
     """
 
-    def __init__(self, network: keras.Model, run_dir: Path, settings: Settings, rows: list):
+    def __init__(self, network: keras.Model, run_dir: Path, settings: Settings, rows: list, until: int | None = None):
         super().__init__()
         self.network, self.run_dir, self.settings, self.rows = network, run_dir, settings, rows
+        self.last = min(until or settings.epochs, settings.epochs)
 
     @property
     def best_epoch(self) -> int:
@@ -90,10 +91,10 @@ class Recorder(keras.callbacks.Callback):
 
     @property
     def finished(self) -> bool:
-        """True when all epochs are done or early stopping has struck."""
+        """True when all epochs asked for are done or early stopping has struck."""
         patience = self.settings.early_stopping_patience
         stuck = bool(patience and self.rows and len(self.rows) - self.best_epoch >= patience)
-        return stuck or len(self.rows) >= self.settings.epochs
+        return stuck or len(self.rows) >= self.last
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {name: float(value) for name, value in (logs or {}).items()}
@@ -128,11 +129,12 @@ def progress(description: str) -> keras.callbacks.Callback:
     return TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine()
 
 
-def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -> Training:
+def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, until: int | None = None) -> Training:
     """Trains ``model`` in place and leaves the best epoch in ``run_dir/best_model.keras``.
 
     Goes on from the checkpoint in ``run_dir``, if there is one. The network that is saved takes raw pixels and knows
-    nothing of augmentation: that sits in a wrapper around it.
+    nothing of augmentation: that sits in a wrapper around it. ``until`` ends after so many of the ``EPOCHS``, with the
+    learning rate of a fit that goes on.
 
     Raises:
         TrainingError: the loss is not a number any more.
@@ -141,7 +143,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path) -
     keras.utils.set_random_seed(settings.seed)
     trainer, augmentation = _trainer(model, splits, settings)
     rows = _resume(trainer, run_dir)
-    recorder = Recorder(model, run_dir, settings, rows)
+    recorder = Recorder(model, run_dir, settings, rows, until)
     if not recorder.finished:
         _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch, time.monotonic() - started)

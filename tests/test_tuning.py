@@ -1,0 +1,374 @@
+import ast
+import csv
+import importlib.util
+import itertools
+import json
+import logging
+import sys
+import time
+
+import pytest
+
+import utils
+from utils import loader, oracle, search_space, training, trials, tuning
+from utils import settings as settings_module
+from utils.search_space import SearchError
+from utils.trials import Outcome
+
+SMALL = {
+    "tuner_optimizers": ["adam", "sgd"],
+    "tuner_learning_rates": [0.001, 0.01],
+    "tuner_batch_sizes": [16, 32, 64],
+    "tuner_epochs": 9,
+    "model_architecture": "cnn32",
+}
+DRIVERS = ("keras_tuner", "loop")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    source = {"name": "synthetic", "type": "synthetic", "count": 240}
+    return loader.load(settings_module.load(data_sources=[source]))
+
+
+@pytest.fixture
+def small(tiny):
+    return lambda **overrides: tiny(**{**SMALL, **overrides})
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request, monkeypatch):
+    """Every test with it runs through KerasTuner, then with KerasTuner missing."""
+    if request.param == "loop":
+        without_keras_tuner(monkeypatch)
+    return request.param
+
+
+def without_keras_tuner(monkeypatch):
+    monkeypatch.setitem(sys.modules, "utils.oracle", None)
+    monkeypatch.delattr(utils, "oracle", raising=False)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Replaces the training: ``fake.score(combination)`` decides; ``fake.calls`` lists what was tried."""
+
+    class Fake:
+        def __init__(self):
+            self.calls, self.epochs = [], []
+            self.score = lambda combination: 0.5
+
+        def run(self, combination, settings, splits, folder, until=None):
+            self.calls.append(tuple(combination.values()))
+            self.epochs.append(until)
+            score = self.score(combination)
+            return Outcome(score, until or 0, 0.1) if isinstance(score, float) else Outcome(None, 0, 0.1, score)
+
+    fake = Fake()
+    monkeypatch.setattr(tuning, "run_trial", fake.run)
+    return fake
+
+
+def rows(found):
+    with (found.folder / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_combination_once_in_the_lists_order(small, splits, fake, driver, caplog):
+    caplog.set_level(logging.INFO)
+    fake.score = lambda combination: combination["batch_size"] / 100 + combination["learning_rate"]
+    found = tuning.search(small(), splits)
+    assert fake.calls == [tuple(values.values()) for values in found.combinations]
+    assert len(set(fake.calls)) == len(fake.calls) == 12
+    assert [row["trial"] for row in rows(found)] == [str(number) for number in range(1, 13)]
+    read = {(row["OPTIMIZER"], float(row["LEARNING_RATE"]), int(row["BATCH_SIZE"])) for row in rows(found)}
+    assert read == set(fake.calls)
+    assert {row["status"] for row in rows(found)} == {"COMPLETED"}
+    assert found.best().values["batch_size"] == 64
+    assert (found.best().values["learning_rate"], found.best().score) == (0.01, 0.65)
+    assert "TUNER_MAX_TRIALS = 20, there are only 12 combinations: all are tried" in caplog.text
+    assert ("KerasTuner can't run" in caplog.text) == (driver == "loop")
+    assert "12 of 12 done, best 0.6500 (trial " in caplog.text
+
+
+def test_a_search_leaves_these_files(small, splits, fake):
+    fake.score = lambda combination: 0.1 + combination["learning_rate"]
+    found = tuning.search(small(tuner_max_trials=3, tuner_axes={"LOSS": ["categorical_crossentropy"]}), splits)
+    assert {path.name for path in found.folder.iterdir()} == {
+        *("search.json", "trials.csv", "tuning.png", "best_hyperparameters.json", "best_hyperparameters.py"),
+    }
+    assert found.folder.name.startswith("tuner_cnn32_2")
+    assert (found.folder / "tuning.png").read_bytes().startswith(b"\x89PNG")
+    best = json.loads((found.folder / "best_hyperparameters.json").read_text())
+    assert best["score"] == 0.11
+    assert best["hyperparameters"] == search_space.named(found.combinations[best["trial"] - 1])
+
+
+def test_the_best_are_lines_for_parameters_py(small, splits, fake):
+    found = tuning.search(small(tuner_max_trials=4, tuner_axes={"AUGMENT": [False]}), splits)
+    path = found.folder / "best_hyperparameters.py"
+    text = path.read_text()
+    assert all(isinstance(node, ast.Assign) for node in ast.parse(text).body)
+    spec = importlib.util.spec_from_file_location("best_hyperparameters", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
+    settings = settings_module.load(**values)
+    assert {name: getattr(settings, name) for name in values} == found.best().values
+    assert settings.augment is False
+    for line in text.splitlines()[1:]:
+        assert line.endswith("  # val_accuracy 0.5000, trial 1")
+
+
+def test_a_failed_trial_has_its_error_and_no_score(small, splits, fake, driver):
+    fake.score = lambda combination: "MemoryError: too large" if combination["batch_size"] == 64 else 0.25
+    found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
+    failed = [row for row in rows(found) if row["status"] == "FAILED"]
+    assert [row["BATCH_SIZE"] for row in failed] == ["64", "64"]
+    assert {row["error"] for row in failed} == {"MemoryError: too large"}
+    assert {row["val_accuracy"] for row in failed} == {""}
+    assert len(rows(found)) == 6
+    assert found.stopped == ""
+    assert found.best().score == 0.25
+
+
+def test_three_failures_in_a_row_stop_the_search(small, splits, fake, driver, capfd):
+    fake.score = lambda combination: 0.5 if len(fake.calls) in (1, 4) else f"ValueError: number {len(fake.calls)}"
+    found = tuning.search(small(), splits)
+    assert len(fake.calls) == 7
+    assert [row["status"] for row in rows(found)] == ["COMPLETED", *["FAILED"] * 2, "COMPLETED", *["FAILED"] * 3]
+    assert found.stopped == "3 trials in a row failed, the last with: ValueError: number 7"
+    with pytest.raises(SearchError, match=r"3 trials in a row failed.*trials\.csv"):
+        tuning.best_of(found)
+    assert "the search was stopped: 3 trials" in tuning.summary(found)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake, driver):
+    def score(combination):
+        if len(fake.calls) == 4:
+            raise KeyboardInterrupt
+        return "no luck" if len(fake.calls) == 2 else 0.5
+
+    fake.score = score
+    with pytest.raises(KeyboardInterrupt):
+        tuning.search(small(), splits)
+    first = list(fake.calls)
+    found = tuning.search(small(), splits)
+    assert fake.calls[4] == first[3]
+    assert len(fake.calls) == 13
+    assert len(set(fake.calls)) == 12
+    assert [row["status"] for row in rows(found)][:4] == ["COMPLETED", "FAILED", "COMPLETED", "COMPLETED"]
+    assert len(list(found.folder.parent.iterdir())) == 1
+    # A search that is done is not made again; more trials go on with it.
+    tuning.search(small(), splits)
+    assert len(fake.calls) == 13
+
+
+def test_more_trials_go_on_with_the_same_list(small, splits, fake):
+    one = tuning.search(small(tuner_max_trials=3), splits)
+    two = tuning.search(small(tuner_max_trials=5), splits)
+    assert one.folder == two.folder
+    assert fake.calls == [tuple(values.values()) for values in two.combinations]
+    assert len(rows(two)) == 5
+
+
+def test_a_trial_that_takes_its_process_along_is_given_up(small, splits, fake):
+    found = tuning.search(small(tuner_max_trials=2), splits)
+    content = json.loads((found.folder / "search.json").read_text())
+    content["trials"][1] |= {"status": "RUNNING", "score": None, "begun": 3}
+    (found.folder / "search.json").write_text(json.dumps(content))
+    again = tuning.search(small(tuner_max_trials=2), splits)
+    assert rows(again)[1]["status"] == "FAILED"
+    assert "its process ended 3 times without a word" in rows(again)[1]["error"]
+    assert len(fake.calls) == 2
+
+
+def test_a_changed_space_is_named_and_gets_its_own_folder(small, splits, fake, caplog):
+    caplog.set_level(logging.INFO)
+    one = tuning.search(small(tuner_max_trials=1), splits)
+    two = tuning.search(small(tuner_max_trials=1, tuner_batch_sizes=[8], weight_decay=0.5), splits)
+    assert one.folder != two.folder
+    said = f"not going on with {one.folder}: BATCH_SIZE was [16, 32, 64], is [8]; WEIGHT_DECAY was 0.0001, is 0.5"
+    assert said in caplog.text
+    assert tuning.search(small(tuner_max_trials=2), splits).folder == one.folder
+
+
+def test_a_damaged_record_begins_anew(small, splits, fake, caplog):
+    one = tuning.search(small(tuner_max_trials=1), splits)
+    (one.folder / "search.json").write_text("{")
+    assert tuning.search(small(tuner_max_trials=1), splits).folder != one.folder
+    assert "not readable" in caplog.text
+
+
+def test_halving_gives_the_best_third_more_epochs(small, splits, fake):
+    place = {}
+    fake.score = lambda combination: place.setdefault(tuple(combination.values()), 0.1 + len(place) / 100)
+    found = tuning.search(small(tuner_strategy="halving"), splits)
+    # 12 trials of 1 epoch, the best 4 of them to 3, the best 2 of those to 9.
+    assert fake.epochs == [1] * 12 + [3] * 4 + [9] * 2
+    assert fake.calls[12:] == [fake.calls[11 - n] for n in range(4)] + [fake.calls[11], fake.calls[10]]
+    assert [int(row["epochs"]) for row in rows(found)] == [1] * 8 + [3] * 2 + [9] * 2
+    assert len(rows(found)) == 12
+    before = len(fake.calls)
+    tuning.search(small(tuner_strategy="halving"), splits)
+    assert len(fake.calls) == before
+
+
+def test_halving_that_was_broken_off_keeps_what_was_reached(small, splits, fake):
+    def score(combination):
+        if len(fake.calls) == 14:
+            raise KeyboardInterrupt
+        return combination["batch_size"] / 100
+
+    fake.score = score
+    with pytest.raises(KeyboardInterrupt):
+        tuning.search(small(tuner_strategy="halving"), splits)
+    found = tuning.search(small(tuner_strategy="halving"), splits)
+    # Of the second round the one that was finished is not made again.
+    assert fake.epochs == [1] * 12 + [3] * 5 + [9] * 2
+    assert fake.calls[13] in fake.calls[14:17]
+    assert fake.calls[12] not in fake.calls[14:17]
+    assert {row["status"] for row in rows(found)} == {"COMPLETED"}
+
+
+def test_a_search_without_a_result_is_a_failed_model(small, splits, fake):
+    fake.score = lambda combination: "no luck"
+    (outcome,) = tuning.train(["cnn32"], small(), None, splits)
+    assert outcome.results is None
+    assert "3 trials in a row failed, the last with: no luck" in outcome.error
+
+
+@pytest.fixture
+def asked(small, splits):
+    """An oracle of twelve trials, and what a worker would say."""
+
+    def end(trial, score):
+        trial.hyperparameters.values |= {"score": score, "epochs": 1, "seconds": 1.0, "error": ""}
+        trial.status = "COMPLETED"
+
+    settings = small()
+    axes = search_space.axes(settings)
+    search = trials.Search(None, search_space.signature(settings, axes, ""), search_space.order(axes, 12, 1))
+    return oracle.ListOracle(search, settings), search, end
+
+
+def test_a_lost_workers_trial_is_handed_to_another_once(asked, monkeypatch):
+    chief, search, end = asked
+    lost = chief.create_trial("a")
+    second = chief.create_trial("b")
+    assert [trial.hyperparameters.values["trial"] for trial in (lost, second)] == [1, 2]
+    monkeypatch.setattr(oracle, "LOST_AFTER", 0.2)
+    time.sleep(0.3)
+    chief.get_trial(second.trial_id)
+    chief.drop_lost()
+    end(second, 0.5)
+    chief.end_trial(second)
+    again = chief.create_trial("b")
+    assert again.hyperparameters.values["trial"] == 1
+    end(again, 0.75)
+    chief.end_trial(again)
+    # The lost one comes back after all: its trial is over.
+    chief.end_trial(oracle.KerasTunerTrial.from_state({**again.get_state(), "score": 0.1}))
+    assert [row.score for row in search.ended()] == [0.75, 0.5]
+    assert chief.tuner_ids == {"b"}
+
+
+def test_a_worker_of_a_chief_started_anew_changes_nothing(asked):
+    chief, search, end = asked
+    current = chief.create_trial("a")
+    stale = oracle.KerasTunerTrial.from_state(current.get_state())
+    stale.hyperparameters.values["trial"] = 9
+    end(stale, 0.9)
+    chief.end_trial(stale)
+    chief.update_trial("99", {"score": 0.9})
+    assert chief.get_trial("99").score is None
+    assert search.ended() == []
+    end(current, 0.5)
+    chief.end_trial(current)
+    assert [(row.number, row.score) for row in search.ended()] == [(1, 0.5)]
+
+
+def test_a_worker_with_other_parameters_is_refused(asked, tmp_path):
+    chief, search, _ = asked
+    tuner = oracle.Tuner(chief, lambda number, until: pytest.fail("no trial is run"), "another digest", tmp_path)
+    with pytest.raises(oracle.ForeignSpaceError):
+        tuner.search()
+    assert search.ended() == []
+
+
+def test_workers_wait_while_another_is_at_the_last_trial(asked):
+    chief, _, end = asked
+    given = [chief.create_trial(f"w{number}") for number in range(12)]
+    assert chief.create_trial("late").status == "IDLE"
+    for trial in given:
+        end(trial, 0.5)
+        chief.end_trial(trial)
+    assert chief.create_trial("late").status == "STOPPED"
+
+
+def test_models_that_do_not_fit_are_left_out(small, splits, fake, caplog):
+    caplog.set_level(logging.INFO)
+    axis = {"MODEL_ARCHITECTURE": ["cnn32", "digit_recognizer_v4", "high_accuracy_validator"]}
+    found = tuning.search(small(tuner_axes=axis, tuner_max_kb=100, tuner_max_macs=50_000_000), splits)
+    assert {call[-1] for call in fake.calls} == {"digit_recognizer_v4"}
+    assert len(found.combinations) == 12
+    assert "cnn32 is left out: makes a file of " in caplog.text
+    assert "high_accuracy_validator is left out: has " in caplog.text
+    with pytest.raises(SearchError, match=r"nothing to search: cnn32 has .* TUNER_MAX_MACS = 1,000"):
+        tuning.search(small(tuner_max_macs=1000), splits)
+
+
+def test_the_int8_objective_wants_a_model_that_is_quantised(small, splits):
+    settings = small(model_architecture="high_accuracy_validator", nb_classes=100, tuner_objective="int8_within_0.1")
+    with pytest.raises(SearchError, match="never quantised"):
+        tuning.search(settings, splits)
+
+
+@pytest.mark.slow
+def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
+    settings = small(nb_classes=100, tuner_objective="int8_within_0.1", tuner_epochs=1)
+    splits = loader.load(settings)
+    outcome = tuning.run_trial({"batch_size": 64}, settings, splits, tmp_path / "trial")
+    assert outcome.error == ""
+    from utils import evaluation, export, model_files
+
+    model = model_files.load(tmp_path / "trial" / "best_model.keras")
+    calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
+    content = export.quantized_tflite(model, calibration, "int8")
+    images, tenths = splits.pool.images(splits.validation), splits.pool.tenths[splits.validation]
+    predicted = evaluation.tflite_logits(content, images).argmax(axis=1)
+    assert outcome.score == evaluation.metrics(predicted, tenths, 100)["within_0.1"]
+
+
+def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, tmp_path, monkeypatch):
+    def fit(model, splits, settings, folder, until):
+        if settings.batch_size == 64:
+            raise MemoryError("64 are too many")
+        row = {"val_accuracy": 0.5, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
+        return training.Training([row], 1, 0.0)
+
+    monkeypatch.setattr(training, "fit", fit)
+    found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
+    assert {row["error"] for row in rows(found) if row["BATCH_SIZE"] == "64"} == {"MemoryError: 64 are too many"}
+    assert [row["status"] for row in rows(found) if row["BATCH_SIZE"] != "64"] == ["COMPLETED"] * 4
+
+
+@pytest.mark.slow
+def test_a_trial_costs_little_more_than_its_training_and_scores_its_best_epoch(small, splits, monkeypatch):
+    fits, kept = [], training.fit
+
+    def fit(*arguments):
+        started = time.monotonic()
+        fits.append((kept(*arguments), time.monotonic() - started, time.monotonic()))
+        return fits[-1][0]
+
+    monkeypatch.setattr(training, "fit", fit)
+    found = tuning.search(small(tuner_max_trials=3, tuner_epochs=2, tuner_patience=1), splits)
+    best = [max(row["val_accuracy"] for row in fitted.rows) for fitted, _, _ in fits]
+    assert [row.score for row in found.ended()] == pytest.approx(best, abs=1e-6)
+    assert all(epoch <= 2 for epoch in (row.epochs for row in found.ended()))
+    for (_, _, before), (_, seconds, ended) in itertools.pairwise(fits):
+        overhead = ended - before - seconds
+        print(f"overhead of a trial: {overhead:.2f} s")
+        assert overhead < 2
