@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils import chips, console, model_files, sources
 from utils import settings as settings_module
-from utils.errors import UserError
+from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
 
 
@@ -55,14 +55,9 @@ def fine_tune(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return fine_tune(parse_arguments(argv))
-    except UserError as error:
-        print(f"fine-tune.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fine-tune.py: interrupted; nothing of the model was changed", file=sys.stderr)
-        return 130
+    return exit_code(
+        "fine-tune.py", lambda: fine_tune(parse_arguments(argv)), "interrupted; nothing of the model was changed"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils import console, prediction, recognizers
 from utils import settings as settings_module
-from utils.errors import UserError
+from utils.errors import exit_code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -39,14 +39,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return predict(parse_arguments(argv))
-    except UserError as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("predict.py: interrupted", file=sys.stderr)
-        return 130
+    return exit_code("predict.py", lambda: predict(parse_arguments(argv)), "interrupted")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils import chips, console, model_files, sources
 from utils import settings as settings_module
-from utils.errors import UserError
+from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, Plan
 
 REJECTED = 3
@@ -49,14 +49,9 @@ def retrain(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return retrain(parse_arguments(argv))
-    except UserError as error:
-        print(f"retrain.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("retrain.py: interrupted; nothing of the model was changed", file=sys.stderr)
-        return 130
+    return exit_code(
+        "retrain.py", lambda: retrain(parse_arguments(argv)), "interrupted; nothing of the model was changed"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import models
 from utils import chips, console, search_space
 from utils import settings as settings_module
-from utils.errors import UserError
+from utils.errors import exit_code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -66,14 +66,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
-        return train(arguments)
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted; go on with --resume RUN_DIR (the folder is in the log above)", file=sys.stderr)
-        return 130
+    return exit_code(
+        "train.py",
+        lambda: train(arguments),
+        "interrupted; go on with --resume RUN_DIR (the folder is in the log above)",
+    )
 
 
 if __name__ == "__main__":

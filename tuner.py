@@ -7,7 +7,7 @@ import sys
 import models
 from utils import console, search_space
 from utils import settings as settings_module
-from utils.errors import UserError
+from utils.errors import exit_code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -49,14 +49,7 @@ def tune(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
-        return tune(arguments)
-    except UserError as error:
-        print(f"tuner.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tuner.py: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    return exit_code("tuner.py", lambda: tune(arguments), "interrupted; the same command goes on where it was")
 
 
 if __name__ == "__main__":

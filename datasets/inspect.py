@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from utils import console, inspection, inspection_page, recognizers, runs
-from utils.errors import UserError
+from utils.errors import UserError, exit_code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -49,14 +49,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return inspect(parse_arguments(argv))
-    except UserError as error:
-        print(f"inspect.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("inspect.py: interrupted", file=sys.stderr)
-        return 130
+    return exit_code("inspect.py", lambda: inspect(parse_arguments(argv)), "interrupted")
 
 
 if __name__ == "__main__":

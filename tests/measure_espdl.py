@@ -5,14 +5,12 @@ test sets, and compares them with the Keras model. The seconds are those of one 
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
 from utils import chips, console, loader
-from utils import settings as settings_module
 
 
 def main() -> None:
@@ -23,18 +21,14 @@ def main() -> None:
     arguments = parser.parse_args()
     console.set_up()
     console.import_tensorflow(memory_growth=True)
-    import keras
-
-    from utils import espdl, espdl_file, espdl_gate, espdl_run, evaluation, fake_quant, runs
+    from tests import finished_runs
+    from utils import espdl, espdl_file, espdl_gate, espdl_run, evaluation, fake_quant
 
     print("| model | chip | recipe | KB | agrees | within 0.1: Keras | .espdl | `unseen_meters`: Keras | .espdl | s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for run in arguments.runs:
-        saved = json.loads((run / runs.SETTINGS_FILE).read_text())["settings"]
-        known = settings_module.Settings.__dataclass_fields__
-        settings = settings_module.load(**{name: value for name, value in saved.items() if name in known})
+        settings, model = finished_runs.settings_of(run), finished_runs.model_of(run)
         splits = loader.load(settings)
-        model = keras.models.load_model(run / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
         ranges = loader.calibration_images(splits, settings.calibration_images, settings.seed)
         network = espdl.to_onnx(fake_quant.quantize(model, ranges))
         calibration = loader.calibration_images(splits, espdl.CALIBRATION_IMAGES, settings.seed)

@@ -7,14 +7,12 @@ measured before and after.
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
 from utils import console, loader, plans
-from utils import settings as settings_module
 
 MIN_PICTURES = 100
 
@@ -40,16 +38,13 @@ def main() -> None:
     arguments = parser.parse_args()
     console.set_up()
     console.import_tensorflow(memory_growth=True)
-    import keras
-
-    from utils import evaluation, fine_tuning, runs
+    from tests import finished_runs
+    from utils import evaluation, fine_tuning
 
     print("| model | pictures | seed | rate | within 0.1 before | after | error left | exact before | after | old set, points | worst | s |")  # fmt: skip  # noqa: E501
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for run in arguments.runs:
-        saved = json.loads((run / runs.SETTINGS_FILE).read_text())["settings"]
-        known = settings_module.Settings.__dataclass_fields__
-        settings = settings_module.load(**{name: value for name, value in saved.items() if name in known})
+        settings = finished_runs.settings_of(run)
         splits = loader.load(settings)
         held = splits.source("unseen_meters")
         meters = np.unique(splits.pool.meter_ids[splits.pool.source_ids == held])
@@ -59,11 +54,8 @@ def main() -> None:
             read = evaluation.keras_logits(model, splits.pool.images(indices)).argmax(axis=1)
             return evaluation.metrics(read, splits.pool.tenths[indices], 100)
 
-        def load(run=run):
-            return keras.models.load_model(run / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
-
         cases = [(n, seed, rate) for n in arguments.pictures for seed in arguments.seeds for rate in arguments.rates]
-        teacher = load()
+        teacher = finished_runs.model_of(run)
         for count, seed, rate in cases:
             plan = plans.Plan(strategy=arguments.strategy, learning_rate=rate)
             chosen = fine_tuning.mix(splits, plan, (), seed)
@@ -71,7 +63,7 @@ def main() -> None:
             before, rows, seconds = scores(teacher, old_set)["within_0.1"], [], []
             for meter in meters:
                 learnt, rest = divide(splits, meter, count, seed)
-                model, started = load(), time.monotonic()
+                model, started = finished_runs.model_of(run), time.monotonic()
                 fine_tuning.freeze(model, plan.strategy)
                 mine = dataclasses.replace(chosen, new=learnt, new_share=fine_tuning.NEW_SHARE)
                 fine_tuning.fit(model, teacher, splits, mine, plan, settings)

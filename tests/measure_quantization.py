@@ -5,14 +5,12 @@ quantisation, converts again, and measures all three on the run's own test sets.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
 from utils import console, loader
-from utils import settings as settings_module
 
 
 def main() -> None:
@@ -22,19 +20,16 @@ def main() -> None:
     arguments = parser.parse_args()
     console.set_up()
     console.import_tensorflow(memory_growth=True)
-    import keras
 
-    from utils import evaluation, export, fake_quant, gate, micro, runs, training
+    from tests import finished_runs
+    from utils import evaluation, export, fake_quant, gate, micro, training
 
     print("| model | file | exact | within 0.1 | `unseen_meters`: exact | within 0.1 | ties | equal to Micro | s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for run in arguments.runs:
-        settings = settings_module.load(**{
-            name: value for name, value in json.loads((run / runs.SETTINGS_FILE).read_text())["settings"].items()
-            if name not in ("calibration_images", "qat_epochs", "qat_learning_rate")
-        })  # fmt: skip
+        settings = finished_runs.settings_of(run, ("calibration_images", "qat_epochs", "qat_learning_rate"))
         splits = loader.load(settings)
-        model = keras.models.load_model(run / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+        model = finished_runs.model_of(run)
 
         def row(kind, logits, seconds, content=None, splits=splits, model=model):
             cells = []

@@ -8,7 +8,6 @@ from utils import chips, espdl_file, espdl_run
 from utils.espdl_file import EspdlError, EspdlModel
 from utils.gate import Verdict
 
-INPUT_EXPONENT = -7  # of pixel / 128 - 1
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -63,7 +62,7 @@ def _input(model: EspdlModel, images: np.ndarray) -> Iterator[str]:
         yield f"it has {len(model.inputs)} inputs, not one picture"
         return
     (source,) = model.inputs
-    if (source.dtype, source.exponents) != ("int8", (INPUT_EXPONENT,)):
+    if (source.dtype, source.exponents) != ("int8", (espdl_run.PIXEL_EXPONENT,)):
         yield f"the input is {source.dtype} with exponents {source.exponents}, not int8 with -7: pixel - 128 is wrong"
     if source.shape != (1, *images.shape[1:]):
         yield f"the input has the shape {source.shape}, not {(1, *images.shape[1:])}"
