@@ -23,6 +23,7 @@ TEST_SOURCES = []  # sources of the same form that are only ever measured on, be
 VALIDATION_SHARE = 0.1  # share of DATA_SOURCES that chooses the best epoch, 0.01..0.5
 TEST_SHARE = 0.1  # share of DATA_SOURCES that is only measured on, 0..0.5 (0 needs TEST_SOURCES)
 SPLIT_BY = "cluster"  # "cluster" = near twins stay together, "meter" = whole meters, "image" = at random (flatters)
+BALANCE_SOURCES = True  # within a source, meters count by the square root of their number of pictures
 SEED = 42  # start of every random sequence: same seed, same machine, same figures
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -32,7 +33,10 @@ LEARNING_RATE = 0.001  # highest step size of the optimizer
 OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd"
 WEIGHT_DECAY = 0.0001  # pull of the weights towards zero a step, relative to the learning rate; 0 = none
 LOSS = "categorical_crossentropy"  # or "categorical_focal_crossentropy" (hard pictures count more)
+LABEL_SPREAD = 1.0  # tenths that a label may be off: its target is shared with the classes so near; 0 = hard labels
 LABEL_SMOOTHING = 0.0  # share of the target spread over all classes, 0..0.5
+TEACHERS = []  # trained models (run folders or .keras files) whose mean answer is learnt, too; same as --teacher
+TEACHER_SHARE = 0.9  # how much the teachers' answer counts against the label, 0..1
 LEARNING_RATE_SCHEDULE = "cosine"  # "cosine" (down to 1 % over EPOCHS), "plateau" (divided when stuck), "constant"
 WARMUP_EPOCHS = 1  # epochs over which "cosine" rises to LEARNING_RATE first
 PLATEAU_PATIENCE = 5  # epochs without a better val_loss before "plateau" divides the learning rate
@@ -45,11 +49,19 @@ CHECKPOINT_EPOCHS = 1  # epochs between two checkpoints for --resume; 0 = none
 AUGMENT = True  # False = train on the pictures as they are
 AUGMENT_ROTATION = 4.0  # degrees
 AUGMENT_ZOOM = 0.12  # share of the size
+AUGMENT_SHEAR = 0.08  # slant of upright strokes, pixels a pixel
 AUGMENT_SHIFT_X = 0.1  # share of the width
 AUGMENT_SHIFT_Y = 0.02  # share of the height; a shift of 0.07 already changes the tenth
 AUGMENT_BRIGHTNESS = 0.25  # share of 255
 AUGMENT_CONTRAST = 0.5  # change of the distance to the picture's mean
 AUGMENT_COLOR = 0.2  # gain of each colour channel by itself; RGB only
+AUGMENT_GREY = 0.15  # probability that the colour is taken away; RGB only
+AUGMENT_SWAP = 0.2  # probability that colour channels are exchanged; RGB only
+AUGMENT_LIGHT = 0.3  # fall of the light from the middle to a side
+AUGMENT_GLARE = 0.6  # strongest reflection, share of 255, on a fifth of the pictures
+AUGMENT_BLUR = 1.0  # strongest blur, on a third of the pictures; 1 = the mean of 3x3 pixels
+AUGMENT_SHARPEN = 0.7  # strongest sharpening, on a third of the pictures, as a camera's own does
+AUGMENT_COVER = 0.1  # probability that a rectangle covers a part
 AUGMENT_NOISE = 0.04  # highest standard deviation of the noise, share of 255, drawn evenly from 0..value
 AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 

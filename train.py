@@ -18,6 +18,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--train_all", action="store_true", help="train every architecture")
     what.add_argument("--test_all_models", action="store_true", help="take every architecture through one epoch")
     what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="finish a run that was broken off")
+    parser.add_argument("--teacher", nargs="+", metavar="RUN", help="trained models that teach (TEACHERS)")
     parser.add_argument("--use_tuner", action="store_true", help="search hyper-parameters first")
     parser.add_argument("--jobs", type=console.count, default=1, metavar="N", help="architectures trained side by side")
     parser.add_argument("--no_cleanup", action="store_true", help="keep checkpoints after the run")
@@ -31,7 +32,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Settings]:
-    settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
+    taught = {"teachers": arguments.teacher} if arguments.teacher else {}
+    settings = settings_module.load(**settings_module.parse_assignments(arguments.set), **taught)
     chips.check(settings)
     if arguments.use_tuner:
         search_space.check(settings, model_is_given=bool(arguments.train or arguments.train_all))

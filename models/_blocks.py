@@ -23,6 +23,15 @@ def conv_bn_relu(x: keras.KerasTensor, filters: int, kernel: int = 3, relu6: boo
     return layers.ReLU(6.0 if relu6 else None)(x)
 
 
+def plain_stages(x: keras.KerasTensor, stages: tuple[tuple[int, ...], ...]) -> keras.KerasTensor:
+    """3x3 convolutions of the given filters, each stage ending in 2x2 max-pooling (Simonyan and Zisserman 2014)."""
+    for stage in stages:
+        for filters in stage:
+            x = conv_bn_relu(x, filters)
+        x = layers.MaxPooling2D()(x)
+    return x
+
+
 def residual(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
     """Two 3x3 convolutions and a shortcut (He et al. 2016, basic block); a 1x1 convolution where the width changes."""
     shortcut = x

@@ -5,7 +5,7 @@ from keras import ops
 from utils import settings as settings_module
 from utils.augmentation import Augmentation
 
-NAMES = ("rotation", "zoom", "shift_x", "shift_y", "brightness", "contrast", "color", "noise", "invert")
+NAMES = [name.removeprefix("augment_") for name in settings_module.RANGES if name.startswith("augment_")]
 
 
 def only(**strengths) -> Augmentation:

@@ -96,3 +96,28 @@ def test_ring_distance() -> None:
 
 def test_every_class_name_reads_back() -> None:
     assert [labels.parse(name).tenths for name in labels.class_names(100)] == list(range(100))
+
+
+def test_targets_without_spread_are_one_hot() -> None:
+    np.testing.assert_array_equal(labels.targets(100), np.eye(100))
+    assert labels.targets(10)[[34, 35, 95]].argmax(axis=1).tolist() == [3, 4, 0]
+
+
+def test_targets_share_what_the_label_may_be_off() -> None:
+    row = labels.targets(100, 1.0)[0]
+    assert {i: float(row[i]) for i in np.flatnonzero(row)} == {0: 0.5, 1: 0.25, 99: 0.25}
+    wide = labels.targets(100, 2.0)[50]
+    np.testing.assert_allclose(wide[48:53], [0.125, 0.25, 0.25, 0.25, 0.125])
+
+
+def test_targets_of_ten_classes_share_between_the_two_digits_of_the_drum() -> None:
+    rows = labels.targets(10, 5.0)
+    np.testing.assert_allclose(rows[34], 0.6 * np.eye(10)[3] + 0.4 * np.eye(10)[4], atol=1e-6)
+    np.testing.assert_allclose(rows[98], 0.2 * np.eye(10)[9] + 0.8 * np.eye(10)[0], atol=1e-6)
+    np.testing.assert_allclose(labels.targets(10, 1.0)[[34, 35, 36], 4], [0, 0.5, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("nb_classes", [10, 100])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 2.5, 5.0])
+def test_targets_add_up_to_one(nb_classes: int, spread: float) -> None:
+    np.testing.assert_allclose(labels.targets(nb_classes, spread).sum(axis=1), 1, atol=1e-6)

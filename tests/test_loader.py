@@ -116,6 +116,17 @@ def test_weights_apply_to_the_training_part_only(tiny, picture_folder):
     assert set(repeats[splits.train[splits.pool.source_ids[splits.train] == 0]]) == {1}
 
 
+@pytest.mark.parametrize(("balance", "expected"), [(True, [25, 75]), (False, [10, 90])])
+def test_meters_count_by_the_square_root_of_their_pictures(tiny, picture_folder, balance, expected):
+    folder = picture_folder("own", {"large": 900, "small": 100})
+    splits = loader.load(tiny(data_sources=[source(folder)], balance_sources=balance))
+    counts = np.bincount(splits.pool.meter_ids[splits.train])
+    by_name = dict(zip(splits.pool.meter_names, counts, strict=True))
+    share = [100 * by_name[f"own/{meter}"] / counts.sum() for meter in ("small", "large")]
+    np.testing.assert_allclose(share, expected, atol=0.7)
+    assert counts.sum() == pytest.approx(800, abs=2)
+
+
 def test_identical_pictures_with_two_labels_are_reported(tiny, tmp_path, picture_folder, caplog):
     folder = picture_folder("own", {"a": 50})
     path = sorted((folder / "a").iterdir())[0]

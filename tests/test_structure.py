@@ -15,7 +15,7 @@ LAYERS = {
         "utils.espdl_kernels",
     ],
     2: [
-        *("models", "utils.sources", "utils.augmentation", "utils.quantization", "utils.micro"),
+        *("models", "utils.sources", "utils.augmentation", "utils.teaching", "utils.quantization", "utils.micro"),
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
     3: ["utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
@@ -64,10 +64,10 @@ def test_modules_import_only_from_lower_layers(module):
         assert package or LEVEL[imported] < LEVEL[module], f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", sorted({*ARCHITECTURES, "models._blocks", "utils.augmentation"}))
+@pytest.mark.parametrize("module", sorted({*ARCHITECTURES, "models._blocks", "utils.augmentation", "utils.teaching"}))
 def test_what_trains_on_every_backend_imports_no_tensorflow(module):
     roots = {name.split(".")[0] for name in imports(file_of(module))}
-    assert roots <= {"keras", "math", "models", "utils"}
+    assert roots <= {"collections", "keras", "math", "models", "utils"}
 
 
 def test_only_settings_reads_parameters():

@@ -32,7 +32,10 @@ def test_names_that_leave_the_folder_are_refused():
     [
         ({"deploy_targets": ["arduino"]}, "unknown target 'arduino': known are tflite_micro"),
         ({"quantized_io_type": "float32"}, "QUANTIZED_IO_TYPE = 'float32': tflite_micro .* takes int8 or uint8"),
-        ({"deploy_targets": ["ai_on_the_edge"]}, "NB_CLASSES = 10: ai_on_the_edge .* set it to 100"),
+        (
+            {"deploy_targets": ["ai_on_the_edge"]},
+            "NB_CLASSES = 10: ai_on_the_edge .* LABEL_SPREAD = 5 on; set that, or NB_CLASSES = 100",
+        ),
         ({"deploy_targets": ["ai_on_the_edge"], "input_width": 24}, "needs INPUT_HEIGHT = 32, INPUT_WIDTH = 20"),
         ({"deploy_targets": ["ai_on_the_edge"], "nb_classes": 100, "model_version": "../1"}, "can't be part of a file"),
     ],

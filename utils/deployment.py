@@ -77,11 +77,12 @@ def _for_device(
 ) -> DeviceFile:
     device = targets.get(target or "tflite_micro")
     source = fake_quant.with_rgb_input(quantized) if device.rgb else quantized
-    content = export.integer_tflite(source, device.io_type or settings.quantized_io_type)
+    io_type = device.io_type or settings.quantized_io_type
+    content = export.integer_tflite(source, io_type, settings.nb_classes in device.needs_softmax)
     name = targets.file_name(device.name, quantized.name, settings.nb_classes, settings.model_version)
     if target is None:
         return DeviceFile(name, content, kind)
-    verdict = gate.check(target, content, settings.nb_classes, targets.SOFT_LABELS, samples)
+    verdict = gate.check(target, content, settings.nb_classes, targets.soft_labels(settings), samples)
     _log(verdict, name)
     companion = targets.companion_name(target, quantized.name, settings.nb_classes, settings.model_version)
     return DeviceFile(name, content, kind, verdict, companion)

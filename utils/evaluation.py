@@ -36,8 +36,9 @@ def file_logits(name: str, content: bytes, images: np.ndarray) -> np.ndarray:
 def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite") -> np.ndarray:
     """Logits of a TFLite file, ``(N, nb_classes)`` float32, for ``(N, H, W, C)`` uint8 pictures, one at a time.
 
-    Quantised files run in TFLite Micro where it is installed, else on LiteRT's reference kernels: LiteRT's default
-    delegate rounds differently from the device. Grey pictures serve a file that takes RGB, too.
+    Of a file that ends in a softmax they are the logarithms of its outputs; softmax gives those back. Quantised files
+    run in TFLite Micro where it is installed, else on LiteRT's reference kernels: LiteRT's default delegate rounds
+    differently from the device. Grey pictures serve a file that takes RGB, too.
 
     Raises:
         FileError, MicroError: no TFLite file, or it doesn't run.
@@ -48,9 +49,11 @@ def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite
     run = _micro_outputs if quantized and micro.available() else _litert_outputs
     with console.progress(None, description, len(images)) as bar:
         raw = run(content, inputs, quantized, bar)
-    if facts.output.scale is None:
-        return raw.astype(np.float32)
-    return (raw.astype(np.float32) - facts.output.zero_point) * facts.output.scale
+    values, step = raw.astype(np.float32), 1e-6
+    if facts.output.scale is not None:
+        values, step = (values - facts.output.zero_point) * facts.output.scale, facts.output.scale
+    # An 8-bit probability of 0 is one below half a step.
+    return np.log(np.maximum(values, step / 2)) if facts.gives_probabilities else values
 
 
 def _micro_outputs(content: bytes, inputs: np.ndarray, quantized: bool, bar) -> np.ndarray:

@@ -39,7 +39,7 @@ def quantized_tflite(model: keras.Model, calibration: np.ndarray, io_type: str) 
     return integer_tflite(fake_quant.quantize(model, calibration), io_type)
 
 
-def integer_tflite(quantized: keras.Model, io_type: str) -> bytes:
+def integer_tflite(quantized: keras.Model, io_type: str, probabilities: bool = False) -> bytes:
     """Full-integer TFLite file, fixed batch of 1, with exactly the ranges of a fake-quantised model.
 
     The rescaling layer is taken off and the input gets its scale instead (1/128, zero point 0), so an int8 input is
@@ -49,12 +49,14 @@ def integer_tflite(quantized: keras.Model, io_type: str) -> bytes:
     Args:
         quantized: as :func:`fake_quant.quantize` makes it.
         io_type: ``"int8"``, ``"uint8"`` or ``"float32"``.
+        probabilities: end in a softmax instead of logits.
 
     Raises:
         ExportError: the converter failed, or left a float tensor or an operator that TFLite Micro lacks.
     """
     core = fake_quant.deployable(quantized)
-    converter = _converter(core, _raw_input(core) if io_type == "float32" else core)
+    call = _raw_input(core) if io_type == "float32" else core
+    converter = _converter(core, _softmax_of(call) if probabilities else call)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io_type)
@@ -83,6 +85,14 @@ def _raw_input(core: keras.Model) -> Callable:
         image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
         image = tf.quantization.fake_quant_with_min_max_args(image + (-128.0), -128, 127)
         return core(image * (1 / 128), training=training)
+
+    return network
+
+
+def _softmax_of(call: Callable) -> Callable:
+    def network(image, training):
+        # The format that the 8-bit softmax kernel demands: steps of 1/256 from 0 on.
+        return tf.quantization.fake_quant_with_min_max_args(tf.nn.softmax(call(image, training=training)), 0, 255 / 256)
 
     return network
 

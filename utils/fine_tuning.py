@@ -40,7 +40,8 @@ CLOSED = -1e4  # added to the logits of the others
 MILD = {
     **{"augment_rotation": 2.0, "augment_zoom": 0.05, "augment_shift_x": 0.05, "augment_shift_y": 0.01},
     **{"augment_brightness": 0.1, "augment_contrast": 0.2, "augment_color": 0.1, "augment_noise": 0.02},
-    "augment_invert": 0.0,
+    **{"augment_shear": 0.02, "augment_light": 0.1, "augment_glare": 0.2, "augment_blur": 0.5},
+    **dict.fromkeys(("augment_grey", "augment_swap", "augment_sharpen", "augment_cover", "augment_invert"), 0.0),
 }
 
 

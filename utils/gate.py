@@ -93,7 +93,7 @@ def _classes(device: Target, facts: FileFacts, nb_classes: int, soft_labels: boo
     if nb_classes in device.needs_soft_labels and not soft_labels:
         yield (
             f"{device.name} reads {nb_classes} outputs as {device.outputs[nb_classes]}, which a model trained on hard "
-            "labels doesn't give; train on soft neighbour targets or on 100 classes"
+            f"labels doesn't give; train with LABEL_SPREAD = {targets.SOFT_SPREAD:g} or on 100 classes"
         )
     if nb_classes in device.needs_softmax and not facts.gives_probabilities:
         yield (

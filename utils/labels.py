@@ -61,6 +61,23 @@ def to_classes(tenths: np.ndarray, nb_classes: int) -> np.ndarray:
     return tenths if nb_classes == NB_TENTHS else (tenths + 5) // 10 % 10
 
 
+def targets(nb_classes: int, spread: float = 0.0) -> np.ndarray:
+    """What to train each label on: row t of the (100, nb_classes) float32 holds the classes' shares for t tenths.
+
+    People disagree by a tenth. So the drum stands anywhere within ``spread`` tenths of its label, and a class gets the
+    part of that stretch which it covers: 0 is one-hot; for 100 classes 1 gives 1/4, 1/2, 1/4; for 10 classes 5 shares
+    every position between the two digits that the drum shows, 3.4 being 60 % a 3 and 40 % a 4.
+    """
+    tenths = np.arange(NB_TENTHS)
+    hard = np.eye(nb_classes, dtype=np.float32)[to_classes(tenths, nb_classes)]
+    if spread == 0:
+        return hard
+    width = NB_TENTHS / nb_classes
+    distance = ring_distance(tenths[:, None], np.arange(nb_classes) * width, NB_TENTHS)
+    covered = np.minimum(distance + spread, width / 2) - np.maximum(distance - spread, -width / 2)
+    return (np.maximum(covered, 0) / (2 * spread)).astype(np.float32)
+
+
 def class_names(nb_classes: int) -> list[str]:
     """Names of the classes in order: "0".."9" for 10, "0.0".."9.9" for 100; ValueError for another number."""
     _check_nb_classes(nb_classes)

@@ -113,7 +113,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
     _check_parts(pool, train, validation, measured, settings)
-    weighted = _weight(pool, train, used, settings.seed)
+    weighted = _weight(pool, train, used, settings)
     facts = {
         "split_by": settings.split_by,
         "sources": _source_facts(pool, read, (train, weighted, validation, measured)),
@@ -219,18 +219,28 @@ def _check_parts(
         raise DataError("all training pictures have the same label: a network needs at least two classes")
 
 
-def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], seed: int) -> np.ndarray:
+def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Settings) -> np.ndarray:
     # After the split, so that no repeat leaks into validation or test.
-    rng = np.random.default_rng(seed + 1)
+    rng = np.random.default_rng(settings.seed + 1)
     parts = []
     for number, source in enumerate(used):
         mine = rng.permutation(train[pool.source_ids[train] == number])
-        repeats, rest = divmod(round(source.weight * len(mine)), max(len(mine), 1))
-        parts += [np.tile(mine, repeats), mine[:rest]]
+        for meter, weight in _meter_weights(pool.meter_ids[mine], settings.balance_sources).items():
+            members = mine[pool.meter_ids[mine] == meter]
+            repeats, rest = divmod(round(source.weight * weight * len(members)), len(members))
+            parts += [np.tile(members, repeats), members[:rest]]
     weighted = np.sort(np.concatenate(parts))
     if not len(weighted):
         raise DataError("the weights in DATA_SOURCES leave no training picture: raise a weight")
     return weighted
+
+
+def _meter_weights(meter_ids: np.ndarray, balance: bool) -> dict[int, float]:
+    """How often a picture of each meter counts, 1 on average: with ``balance`` ~ 1 / sqrt(pictures of the meter)."""
+    meters, counts = np.unique(meter_ids, return_counts=True)
+    weights = counts**-0.5 if balance else np.ones(len(counts))
+    weights *= counts.sum() / max((weights * counts).sum(), 1e-9)
+    return dict(zip(meters.tolist(), weights.tolist(), strict=True))
 
 
 def _source_facts(pool: Pool, read: list[SourceData], parts: tuple) -> list[dict]:

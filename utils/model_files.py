@@ -145,6 +145,36 @@ def load(path: Path) -> Any:
     return model
 
 
+def teachers(settings: Settings) -> list[Path]:
+    """The files that ``TEACHERS`` names.
+
+    Raises:
+        ModelFileError: what :func:`find` and :func:`check` say.
+    """
+    files = [find(Path(teacher), Path(settings.output_dir)) for teacher in settings.teachers]
+    for file in files:
+        check(file)
+    return files
+
+
+def check_teacher(teacher: Any, settings: Settings) -> None:
+    """Sees that a teacher can answer on the student's pictures, for the student's classes.
+
+    Raises:
+        ModelFileError: other size, colour for which the student has none, or tenths that the teacher doesn't know.
+    """
+    found = identity(teacher)
+    height, width, channels = settings.input_shape
+    if found.input_shape[:2] != (height, width) or found.input_shape[2] < channels:
+        raise ModelFileError(
+            f"the teacher {found.name} reads pictures of {' x '.join(map(str, found.input_shape))} (height, width, "
+            f"channels), the student {height} x {width} x {channels}: train a teacher with the student's INPUT_HEIGHT, "
+            "INPUT_WIDTH and INPUT_CHANNELS"
+        )
+    if found.nb_classes < settings.nb_classes:
+        raise ModelFileError(f"the teacher {found.name} reads {found.nb_classes} classes, too few for NB_CLASSES = 100")
+
+
 def identity(model: Any) -> Identity:
     """Name, input shape and number of classes of a model from :func:`load`."""
     return Identity(model.name, tuple(model.input_shape[1:]), model.output_shape[-1])

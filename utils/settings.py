@@ -40,6 +40,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "learning_rate": (1e-8, 10),
     "weight_decay": (0, 1),
+    "label_spread": (0, 5),
+    "teacher_share": (0, 1),
     "label_smoothing": (0, 0.5),
     "warmup_epochs": (0, 1000),
     "plateau_patience": (1, 100_000),
@@ -48,11 +50,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_epochs": (0, 100_000),
     "augment_rotation": (0, 180),
     "augment_zoom": (0, 0.9),
+    "augment_shear": (0, 1),
     "augment_shift_x": (0, 1),
     "augment_shift_y": (0, 1),
     "augment_brightness": (0, 1),
     "augment_contrast": (0, 1),
     "augment_color": (0, 1),
+    "augment_grey": (0, 1),
+    "augment_swap": (0, 1),
+    "augment_light": (0, 1),
+    "augment_glare": (0, 1),
+    "augment_blur": (0, 1),
+    "augment_sharpen": (0, 1),
+    "augment_cover": (0, 1),
     "augment_noise": (0, 1),
     "augment_invert": (0, 1),
     "qat_epochs": (1, 1000),
@@ -86,6 +96,7 @@ class Settings:
     validation_share: float
     test_share: float
     split_by: str
+    balance_sources: bool
     seed: int
     batch_size: int
     epochs: int
@@ -93,7 +104,10 @@ class Settings:
     optimizer: str
     weight_decay: float
     loss: str
+    label_spread: float
     label_smoothing: float
+    teachers: list
+    teacher_share: float
     learning_rate_schedule: str
     warmup_epochs: int
     plateau_patience: int
@@ -104,11 +118,19 @@ class Settings:
     augment: bool
     augment_rotation: float
     augment_zoom: float
+    augment_shear: float
     augment_shift_x: float
     augment_shift_y: float
     augment_brightness: float
     augment_contrast: float
     augment_color: float
+    augment_grey: float
+    augment_swap: float
+    augment_light: float
+    augment_glare: float
+    augment_blur: float
+    augment_sharpen: float
+    augment_cover: float
     augment_noise: float
     augment_invert: float
     retrain_max_drop: float
@@ -141,6 +163,9 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field.name, field.type, getattr(self, field.name)))
+        for number, teacher in enumerate(self.teachers):
+            if not (isinstance(teacher, str) and teacher):
+                raise SettingsError(f"TEACHERS[{number}] = {teacher!r}: needs the path of a run folder or .keras file")
         if not self.data_sources:
             raise SettingsError("DATA_SOURCES is empty: give at least one source")
         if self.test_share == 0 and not self.test_sources:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from utils.errors import UserError
 from utils.settings import Settings, SettingsError
 
-# Labels are hard so far: no model is trained on targets that neighbouring classes share.
-SOFT_LABELS = False
+# LABEL_SPREAD from which on a digit gives its neighbour a share at every position of the drum.
+SOFT_SPREAD = 5.0
 
 
 class TargetError(UserError):
@@ -147,13 +147,18 @@ def check(settings: Settings) -> None:
         height, width = device.height or settings.input_height, device.width or settings.input_width
         if (height, width) != settings.input_shape[:2]:
             raise SettingsError(f"{device.name} in DEPLOY_TARGETS needs INPUT_HEIGHT = {height}, INPUT_WIDTH = {width}")
-        if settings.nb_classes in device.needs_soft_labels and not SOFT_LABELS:
+        if settings.nb_classes in device.needs_soft_labels and not soft_labels(settings):
             meaning = device.outputs[settings.nb_classes]
             raise SettingsError(
                 f"NB_CLASSES = {settings.nb_classes}: {device.name} in DEPLOY_TARGETS reads these outputs as {meaning},"
-                " which training on hard labels does not give; set it to 100"
+                f" which training gives from LABEL_SPREAD = {SOFT_SPREAD:g} on; set that, or NB_CLASSES = 100"
             )
         _fill(device.file_pattern, "model", settings.nb_classes, settings.model_version)
+
+
+def soft_labels(settings: Settings) -> bool:
+    """Whether training shares every target between the two digits that the drum shows."""
+    return settings.label_spread >= SOFT_SPREAD
 
 
 def file_name(target: str, model_name: str, nb_classes: int, version: str = "0001") -> str:

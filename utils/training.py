@@ -11,12 +11,13 @@ import keras
 import numpy as np
 from tqdm.keras import TqdmCallback
 
-from utils import runs
+from utils import labels, model_files, runs
 from utils.augmentation import Augmentation
 from utils.console import interactive
 from utils.errors import UserError
 from utils.loader import Pool, Splits
 from utils.settings import Settings
+from utils.teaching import Teaching
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +42,24 @@ class Training:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of raw pictures ``(N, H, W, C)`` uint8 and one-hot targets ``(N, nb_classes)`` float32.
+    """Batches of raw pictures ``(N, H, W, C)`` uint8 and targets ``(N, nb_classes)`` float32, see ``labels.targets``.
 
     With a seed, every epoch has an order of its own that depends on seed and epoch alone.
     """
 
-    def __init__(self, pool: Pool, indices: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0):
+    def __init__(
+        self,
+        pool: Pool,
+        indices: np.ndarray,
+        batch_size: int,
+        spread: float = 0.0,
+        seed: int | None = None,
+        epoch: int = 0,
+    ):
         super().__init__()
         self.pool, self.indices, self.batch_size = pool, indices, batch_size
         self.seed, self.epoch = seed, epoch
-        self.targets = np.eye(pool.nb_classes, dtype=np.float32)
+        self.targets = labels.targets(pool.nb_classes, spread)
         self._shuffle()
 
     def __len__(self) -> int:
@@ -58,7 +67,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
-        return self.pool.images(chosen), self.targets[self.pool.classes(chosen)]
+        return self.pool.images(chosen), self.targets[self.pool.tenths[chosen]]
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
@@ -181,7 +190,7 @@ def _fit(
     """Runs the epochs with ``keeper`` deciding what is kept and when to stop; returns the history."""
     seeds = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: augmentation.start_epoch(epoch))
     return trainer.fit(
-        Batches(splits.pool, splits.train, settings.batch_size, settings.seed, epoch=initial_epoch),
+        Batches(splits.pool, splits.train, settings.batch_size, settings.label_spread, settings.seed, initial_epoch),
         validation_data=Batches(splits.pool, splits.validation, 512),
         initial_epoch=initial_epoch,
         epochs=settings.epochs,
@@ -195,7 +204,15 @@ def _fit(
 def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[keras.Model, Augmentation]:
     augmentation = Augmentation(settings, name="augmentation")
     image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
-    trainer = keras.Model(image, model(augmentation(image)))
+    changed = augmentation(image)
+    logits = model(changed)
+    if settings.teachers:
+        teachers = [model_files.load(file) for file in model_files.teachers(settings)]
+        for teacher in teachers:
+            model_files.check_teacher(teacher, settings)
+        teaching = Teaching(teachers, settings.teacher_share, settings.nb_classes, settings.label_spread)
+        logits = teaching([changed, logits])
+    trainer = keras.Model(image, logits)
     _compile(trainer, settings, math.ceil(len(splits.train) / settings.batch_size))
     return trainer, augmentation
 
@@ -207,6 +224,7 @@ def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> 
             learning_rate=_learning_rate(settings, steps_per_epoch), weight_decay=settings.weight_decay or None
         ),
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
+        loss_weights=1 - settings.teacher_share if settings.teachers else None,
         metrics=["accuracy"],
         # XLA slows small convolutions on a CPU down two to six times.
         jit_compile=False,

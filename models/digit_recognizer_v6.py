@@ -1,0 +1,15 @@
+"""The smallest: with four poolings only two places are left, so that the last layer needs few weights."""
+
+import keras
+from keras import layers
+
+from models import _blocks
+
+PURPOSE = "smallest file; plain layers for any firmware"
+
+
+def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
+    """3x3 convolutions 8 | 12-12 | 16-16 | 16, pooled at each bar, and no hidden dense layer."""
+    image, x = _blocks.image_input(input_shape)
+    x = _blocks.plain_stages(x, ((8,), (12, 12), (16, 16), (16,)))
+    return keras.Model(image, _blocks.logits(layers.Flatten()(x), nb_classes), name="digit_recognizer_v6")

@@ -1,0 +1,95 @@
+import keras
+import numpy as np
+import pytest
+
+from utils import labels, loader, model_files, runs, training
+from utils.teaching import Teaching
+
+
+def constant(logits: np.ndarray, channels: int = 3) -> keras.Model:
+    """A teacher that gives the same logits for every picture."""
+    image = keras.Input((32, 20, channels))
+    last = keras.layers.Dense(len(logits), kernel_initializer="zeros")
+    model = keras.Model(image, last(keras.layers.Flatten()(image)))
+    last.bias.assign(logits)
+    return model
+
+
+def added_loss(teachers: list, student: np.ndarray, share: float, spread: float = 0.0, channels: int = 3) -> float:
+    layer = Teaching(teachers, share, len(student), spread)
+    logits = np.repeat(student[None], 4, axis=0)
+    np.testing.assert_array_equal(layer([np.zeros((4, 32, 20, channels), "float32"), logits], training=True), logits)
+    (loss,) = layer.losses
+    return float(loss)
+
+
+def cross_entropy(target: np.ndarray, logits: np.ndarray) -> float:
+    return float(-(target * (logits - np.log(np.exp(logits).sum()))).sum())
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def test_adds_the_share_of_the_cross_entropy_with_the_mean_answer(rng):
+    first, second, student = rng.normal(0, 2, (3, 10)).astype("float32")
+    target = (softmax(first) + softmax(second)) / 2
+    expected = 0.7 * cross_entropy(target, student)
+    assert added_loss([constant(first), constant(second)], student, 0.7) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_of_tenths_teaches_digits(rng):
+    student = rng.normal(0, 2, 10).astype("float32")
+    certain = np.zeros(100, "float32")
+    certain[34] = 100
+    for spread in (0.0, 5.0):
+        expected = cross_entropy(labels.targets(10, spread)[34], student)
+        assert added_loss([constant(certain)], student, 1.0, spread) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_grey_student_learns_from_a_teacher_that_takes_rgb(rng):
+    logits = rng.normal(0, 2, 10).astype("float32")
+    assert added_loss([constant(logits)], logits, 1.0, channels=1) == pytest.approx(
+        cross_entropy(softmax(logits), logits)
+    )
+
+
+def test_adds_nothing_outside_training():
+    layer = Teaching([constant(np.zeros(10))], 0.5, 10, 0.0)
+    layer([np.zeros((2, 32, 20, 3), "float32"), np.zeros((2, 10), "float32")], training=False)
+    assert not layer.losses
+
+
+def test_a_student_learns_what_the_teacher_says_rather_than_the_labels(trained_run, tiny, tmp_path):
+    outcome, _, _ = trained_run
+    run_dir = str(outcome.run_dir)
+    settings = tiny(epochs=6, learning_rate=0.003, augment=False, teachers=[run_dir], teacher_share=1.0,
+                    data_sources=[{"name": "s", "type": "synthetic", "count": 2000}])  # fmt: skip
+    splits = loader.load(settings)
+    # Were the labels looked at, the student could not agree with the teacher.
+    splits.pool.tenths[splits.train] = 0
+    teacher = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    student = keras.models.clone_model(teacher)
+    training.fit(student, splits, settings, tmp_path)
+    images = splits.pool.images(splits.validation)
+    readings = [model.predict(images, verbose=0).argmax(axis=1) for model in (teacher, student)]
+    assert (readings[0] == readings[1]).mean() > 0.5
+    (checkpoint,) = (tmp_path / runs.CHECKPOINT_FOLDER).iterdir()
+    # Weights, two moments of the optimizer, and not the teacher's weights once more.
+    assert checkpoint.stat().st_size < 3.5 * 4 * student.count_params()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"input_channels": 3}, "32 x 20 x 1 .*student 32 x 20 x 3"), ({"nb_classes": 100}, "10 classes, too few")],
+)
+def test_a_teacher_that_does_not_fit_is_refused(trained_run, tiny, overrides, message):
+    outcome, _, _ = trained_run
+    teacher = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    with pytest.raises(model_files.ModelFileError, match=message):
+        model_files.check_teacher(teacher, tiny(**overrides))
+
+
+def test_a_missing_teacher_is_named(tiny, tmp_path):
+    with pytest.raises(model_files.ModelFileError, match="nowhere: no such file"):
+        model_files.teachers(tiny(teachers=[str(tmp_path / "nowhere")]))
