@@ -153,9 +153,9 @@ def test_resume_notices_changed_pictures(tiny, monkeypatch, picture_folder):
 
 
 def test_confidence_does_not_overflow():
-    from utils.report import _confidence
+    from utils.report import confidences
 
-    np.testing.assert_allclose(_confidence(np.array([[1000.0, 0.0], [0.0, 0.0]])), [1.0, 0.5])
+    np.testing.assert_allclose(confidences(np.array([[1000.0, 0.0], [0.0, 0.0]])), [1.0, 0.5])
 
 
 def test_summary_of_a_run(trained_run):
