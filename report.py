@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import console, report_page
+from utils import console
 from utils.errors import exit_code
 
 
@@ -15,7 +15,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    console.set_up(debug=False)
+    console.set_up()
+    # Draws with matplotlib, which --help needn't wait for.
+    from utils import report_page
+
     for run_dir in arguments.runs:
         print(report_page.write(run_dir))
     return 0

@@ -11,6 +11,7 @@ from utils.loader import DataError
 FILES = {
     "settings.json", "best_model.keras", "cnn32_float.tflite", "cnn32_quantized.tflite", "training_history.png",
     "manifest.json", "golden", "training_log.csv", "confusion_matrix.png", "worst_predictions.png", "results.json",
+    "worst_readings.json", "report.html",
 }  # fmt: skip
 
 
@@ -53,6 +54,20 @@ def test_results_hold_what_the_files_score(trained_run):
     assert results["parameters"] == 189_642
     assert results["files"]["cnn32_float.tflite"]["sets"]["test"]["agreement"] == 1
     assert results["files"]["cnn32_quantized.tflite"]["bytes"] < 0.3 * results["files"]["cnn32_float.tflite"]["bytes"]
+
+
+def test_the_page_shows_the_surest_errors_of_the_recommended_file(trained_run):
+    outcome, _, _ = trained_run
+    page = (outcome.run_dir / "report.html").read_text()
+    saved = json.loads((outcome.run_dir / "worst_readings.json").read_text())
+    assert saved["file"] == outcome.results["recommended"] == "cnn32_quantized.tflite"
+    (meter,) = saved["meters"]
+    scores = outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]
+    assert (meter["meter"], meter["n"]) == ("synthetic", 200)
+    assert 1 - meter["wrong"] / 200 == pytest.approx(scores["accuracy"], abs=1e-6)
+    assert f"{meter['wrong']} of 200 pictures wrong" in page
+    assert all(picture["png"] in page for picture in meter["pictures"])
+    assert f"<b>{100 * scores['accuracy']:.1f} %</b>" in page
 
 
 def test_hundred_classes_and_test_sources_are_measured_on_the_ring(tiny):

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import charts, frontier, markup, report, runs, worst_readings
+from utils import charts, frontier, markup, report, runs
 from utils.markup import Cell
 
-ROBUSTNESS_FILE = "robustness.json"
 TITLES = {
     **report.SCORE_TITLES,
     "agreement": "agrees with Keras",
@@ -123,7 +122,7 @@ def _confusion(run: Run) -> str:
 
 
 def _worst(run: Run) -> str:
-    worst = run.read(worst_readings.FILE).get("meters", [])
+    worst = run.read(runs.WORST_READINGS_FILE).get("meters", [])
     return "".join(
         f"<h3>{markup.breakable(one['meter'])}</h3><p>{one['wrong']:,} of {markup.count(one['n'], 'picture')} wrong, "
         f"{markup.percent(one['wrong'] / one['n'])}</p><ul class='grid'>{''.join(map(_card, one['pictures']))}</ul>"
@@ -155,7 +154,7 @@ def _reliability(run: Run) -> str:
 
 
 def _robustness(run: Run) -> str:
-    measured = run.read(ROBUSTNESS_FILE)
+    measured = run.read(runs.ROBUSTNESS_FILE)
     if not measured:
         return ""
     unchanged, *_ = measured["changes"]

@@ -7,7 +7,6 @@ import numpy as np
 from utils import labels, markup, report, runs
 from utils.loader import Splits
 
-FILE = "worst_readings.json"
 MOST_METERS = 15
 MOST_PICTURES = 8  # of a meter
 FEW = 10  # a meter of fewer measured pictures comes after the others: one of one wrong says little
@@ -15,7 +14,7 @@ FEW = 10  # a meter of fewer measured pictures comes after the others: one of on
 
 def save(run_dir: Path, file: str, splits: Splits, indices: np.ndarray, logits: np.ndarray) -> None:
     """Writes what :func:`find` finds as ``worst_readings.json``; ``file`` is the model file that was measured."""
-    runs.write_json(run_dir / FILE, {"file": file, "meters": find(splits, indices, logits)})
+    runs.write_json(run_dir / runs.WORST_READINGS_FILE, {"file": file, "meters": find(splits, indices, logits)})
 
 
 def find(splits: Splits, indices: np.ndarray, logits: np.ndarray) -> list[dict]:
