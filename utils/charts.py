@@ -54,10 +54,10 @@ def sizes(found: Sequence[Point], title: str) -> str:
             if one in front or one.kind in ("this run", "baseline"):
                 _name(axes, one)
         axes.set(xlabel="KB of the file for the device", ylabel=title)
-        axes.margins(x=0.25, y=0.15)
-        axes.set_xlim(left=0)
+        axes.margins(y=0.15)
+        axes.set_xlim(0, 1.2 * max(one.kb for one in found))
         axes.grid(alpha=0.2)
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
         return _svg(figure)
 
 
