@@ -46,9 +46,10 @@ def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Se
 def train(arguments: argparse.Namespace) -> int:
     names, settings = choose(arguments)
     console.set_up(arguments.debug)
-    from utils import loader, targets
+    from utils import loader, model_files, targets
 
     targets.check(settings)
+    model_files.teachers(settings)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
