@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests import device_files
-from utils import micro, recognizers, tflite_file
+from utils import encodings, micro, recognizers, tflite_file
+from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError
 from utils.tflite_file import TensorFacts
@@ -99,7 +100,7 @@ def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
     ],
 )
 def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, dark, bright):
-    encoded = recognizers.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point), PIXELS)
+    encoded = encodings.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point), PIXELS)
     assert (encoded.dtype, encoded.shape) == (dtype, PIXELS.shape)
     assert (encoded.min(), encoded.max()) == (dark, bright)
     assert (np.diff(encoded.ravel().astype(int)) >= 0).all()
@@ -107,8 +108,8 @@ def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, da
 
 @pytest.mark.parametrize(("dtype", "scale"), [("int8", 0.5), ("int8", 100.0), ("int32", 1.0), ("int8", 0.0)])
 def test_inputs_that_take_no_pixels(dtype, scale):
-    with pytest.raises(RecognizerError):
-        recognizers.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0), PIXELS)
+    with pytest.raises(EncodingError):
+        encodings.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0), PIXELS)
 
 
 def test_a_run_folder_is_the_file_it_recommends(tmp_path):
