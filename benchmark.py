@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import console
+from utils import console, runs
 from utils.errors import exit_code
 
 DIGITS = range(2, 10)  # of a counter whose readings are simulated
@@ -32,14 +32,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def benchmark(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
+    files = (arguments.csv, arguments.json, arguments.plot, arguments.card)
+    runs.check_writable(files)
+    # Heavier modules, once the arguments are known to be right.
     from utils import benchmark as bench
+
+    pictures = bench.load(arguments.data)
     from utils import benchmark_report
 
-    bench.check_files((arguments.csv, arguments.json, arguments.plot, arguments.card))
     options = bench.Options(arguments.robustness or bool(arguments.card), arguments.reading, arguments.threshold)
-    results = bench.run(arguments.models, bench.load(arguments.data), options)
+    results = bench.run(arguments.models, pictures, options)
     print(benchmark_report.summary(results))
-    benchmark_report.write(results, arguments.csv, arguments.json, arguments.plot, arguments.card)
+    benchmark_report.write(results, *files)
     return int(any("error" in entry for entry in results["models"]))
 
 

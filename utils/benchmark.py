@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +24,6 @@ SYNTHETIC = "synthetic"  # as a source: drawn digits
 SYNTHETIC_COUNT = 2000
 SEED = 90_001  # another one than SEED of parameters.py, or a model would be measured on what it was trained on
 DRAWN_SHAPE = (32, 20)  # at which digits are drawn; other sizes are made of that
-
-
-class BenchmarkError(UserError):
-    """Nothing can be measured, or no file written. The message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +98,6 @@ def _resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
     if images.shape[1:3] == (height, width):
         return images
     return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images])
-
-
-def check_files(files: Sequence[Path | None]) -> None:
-    """Sees before the long part that every file can be written.
-
-    Raises:
-        BenchmarkError: its folder is missing or read-only, or it is a folder itself.
-    """
-    for file in filter(None, files):
-        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-            raise BenchmarkError(f"{file}: cannot be written; name a file in an existing folder of yours")
 
 
 def run(paths: Sequence[Path], pictures: Pictures, options: Options) -> dict[str, Any]:

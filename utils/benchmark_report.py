@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ TITLES = {
     "whole_digit_errors": "whole digits off",
     "mean_over_meters": "mean over meters",
 }
-CARD_COLORS = ((0.95, "tab:green"), (0.8, "gold"), (0.0, "tab:red"))  # of a bar whose score is at least that
+# Colour of a bar by what a change costs at most, in shares of the pictures.
+CARD_COLORS = ((0.02, "tab:green"), (0.1, "gold"), (1.0, "tab:red"))
+NAME_WIDTH = 24  # characters of a model's name in one line of a plot
 COLUMNS = (
     *("name", "path", "file", "error", "bytes", "parameters", "multiply_accumulates", "ms", "arena_bytes"),
     *("arena_note", "input_shape", "input_dtype", "pixels", "pixels_found", "outputs"),
@@ -104,7 +107,9 @@ def plot_sizes(path: Path, results: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
     axes.margins(0.25, 0.15)
-    axes.set(xlabel="size of the file, KB", ylabel=TITLES[metric], title=_on(results["pictures"]["n"], "pictures"))
+    axes.set(
+        xlabel="size of the file, KB", ylabel=TITLES[metric], title=markup.count(results["pictures"]["n"], "picture")
+    )
     axes.grid(alpha=0.3, which="both")
     runs.write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))
 
@@ -120,21 +125,22 @@ def plot_cards(path: Path, cards: Sequence[tuple[str, dict[str, Any]]]) -> None:
     figure = Figure(figsize=(2.2 + 3.2 * len(cards), 1 + 0.28 * rows), layout="constrained")
     for axes, (name, card) in zip(figure.subplots(1, len(cards), sharey=True, squeeze=False)[0], cards, strict=True):
         _bars(axes, name, card)
-    figure.suptitle(_on(cards[0][1]["pictures"], "pictures, changed one thing at a time"))
+    figure.suptitle(f"{markup.count(cards[0][1]['pictures'], 'picture')}, changed one thing at a time", fontsize=10)
     runs.write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))
 
 
 def _bars(axes: Axes, name: str, card: dict[str, Any]) -> None:
     scores = np.array([change["score"] for change in card["changes"]])
     places = np.arange(len(scores))
-    colors = [next(color for least, color in CARD_COLORS if score >= least) for score in scores]
+    losses = (scores[0] - scores).clip(0)
+    colors = [next(color for most, color in CARD_COLORS if loss <= most) for loss in losses]
     axes.barh(places, scores, color=colors, height=0.75)
     axes.axvline(scores[0], color="grey", linestyle="--", linewidth=1)
     for place, score in zip(places, scores, strict=True):
         axes.text(0.02, place, f"{score:.3f}", va="center", fontsize=8)
     axes.set_yticks(places, [change["name"] for change in card["changes"]])
     axes.set(xlim=(0, 1), ylim=(len(scores) - 0.5, -0.5), xlabel=TITLES[card["metric"]])
-    axes.set_title(_plain(name), fontsize=9)
+    axes.set_title(_plain(name), fontsize=8)
 
 
 def _scores(results: dict[str, Any]) -> str:
@@ -192,12 +198,14 @@ def _robustness(entries: Sequence[dict[str, Any]]) -> str:
     if not carded:
         return ""
     cards = [entry["robustness"] for entry in carded]
-    heading = [f"{markup.visible(entry['name'])}, {TITLES[entry['robustness']['metric']]}" for entry in carded]
+    heading = [markup.visible(entry["name"]) for entry in carded]
     # The first three columns of a table stand at the left.
     rows = [["change", "", "", *heading]]
     for number, change in enumerate(cards[0]["changes"]):
         rows.append([change["name"], "", "", *(f"{card['changes'][number]['score']:.4f}" for card in cards)])
-    return f"{report.table(rows)}\n{markup.count(cards[0]['pictures'], 'picture')}, changed one thing at a time"
+    metrics = " or ".join(dict.fromkeys(TITLES[card["metric"]] for card in cards))
+    pictures = markup.count(cards[0]["pictures"], "picture")
+    return f"{report.table(rows)}\nshare of {pictures} read {metrics}, changed one thing at a time"
 
 
 def _readings(entries: Sequence[dict[str, Any]]) -> str:
@@ -222,9 +230,6 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(name: str) -> str:
-    """A file's name for a plot: Matplotlib takes what stands between dollars for a formula."""
-    return markup.visible(name).replace("$", r"\$")
-
-
-def _on(number: int, noun: str) -> str:
-    return f"{number:,} {noun}"
+    """A file's name for a plot: in short lines, and no formula, which stands between dollars for Matplotlib."""
+    lines = textwrap.wrap(markup.visible(name).replace("_", "_ "), NAME_WIDTH)
+    return "\n".join(lines).replace("_ ", "_").replace("$", r"\$")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from utils import labels, measuring
 
@@ -93,6 +92,9 @@ def pairs(models: Mapping[str, Mapping[str, np.ndarray]], has_tenths: bool) -> l
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Probability 0..1 that two equally good models split their differences at least so unevenly."""
+    # Half a second that a wrong argument shall not wait for.
+    from scipy import stats
+
     total = only_first + only_second
     return float(stats.binomtest(only_first, total).pvalue) if total else 1.0
 
