@@ -35,9 +35,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
     files = (arguments.csv, arguments.json, arguments.plot, arguments.card)
     runs.check_writable(files)
     # Heavier modules, once the arguments are known to be right.
-    from utils import benchmark as bench
+    from utils import benchmark_pictures
 
-    pictures = bench.load(arguments.data)
+    pictures = benchmark_pictures.load(arguments.data)
+    from utils import benchmark as bench
     from utils import benchmark_report
 
     options = bench.Options(arguments.robustness or bool(arguments.card), arguments.reading, arguments.threshold)

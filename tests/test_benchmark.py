@@ -9,7 +9,7 @@ import pytest
 
 from tests import foreign_files as foreign
 from tests.crashing import crash
-from utils import benchmark, benchmark_report, measuring, micro
+from utils import benchmark, benchmark_pictures, benchmark_report, measuring, micro
 from utils.benchmark import Options
 from utils.sources import SourceError
 
@@ -40,7 +40,7 @@ def results(meters, tmp_path_factory) -> dict:
     (work / "damaged.tflite").write_bytes(content[: len(content) // 2])
     (work / "text.txt").write_text("no model")
     names = ("run", "clock.tflite", "eleven.tflite", "unit.tflite", "damaged.tflite", "text.txt")
-    found = benchmark.run([work / name for name in names], benchmark.load([str(meters)]), Options(True, 3))
+    found = benchmark.run([work / name for name in names], benchmark_pictures.load([str(meters)]), Options(True, 3))
     return found | {"folder": work}
 
 
@@ -132,7 +132,7 @@ def test_files(results, tmp_path):
 
 def test_a_model_that_ends_the_process_is_a_row(meters, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "describe", crash)
-    found = benchmark.run([tmp_path / "a"], benchmark.load([str(meters)]), Options())
+    found = benchmark.run([tmp_path / "a"], benchmark_pictures.load([str(meters)]), Options())
     assert "SIGABRT" in found["models"][0]["error"]
     assert (found["pairs"], found["metric"]) == ([], "within_0.1")
 
@@ -145,11 +145,11 @@ def test_names_tell_files_apart():
 
 
 def test_sources(meters, tmp_path):
-    pictures = benchmark.load([str(meters), "synthetic", "synthetic"])
-    assert len(pictures.tenths) == 100 + benchmark.SYNTHETIC_COUNT
+    pictures = benchmark_pictures.load([str(meters), "synthetic", "synthetic"])
+    assert len(pictures.tenths) == 100 + benchmark_pictures.SYNTHETIC_COUNT
     assert pictures.has_tenths
     assert pictures.meter_names[:2] == (f"{meters.name}/first", f"{meters.name}/second")
     assert (pictures.rgb(32, 20)[:100] == foreign.pictures()[np.argsort([f"{t / 10:.1f}" for t in range(100)])]).all()
     assert pictures.rgb(28, 28).shape == (2100, 28, 28, 3)
     with pytest.raises(SourceError, match="not found"):
-        benchmark.load([str(tmp_path / "gone")])
+        benchmark_pictures.load([str(tmp_path / "gone")])

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from utils import tflite_file
 from utils.isolation import Isolated, IsolationError
 
 
@@ -11,8 +12,10 @@ def test_results_errors_crashes_and_hangs():
     with Isolated(seconds=5) as process:
         assert process.call(math.comb, 5, 2) == 10
         assert process.call(os.getpid) != os.getpid()
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(IsolationError, match="ZeroDivisionError: "):
             process.call(divmod, 1, 0)
+        with pytest.raises(tflite_file.FileError, match="no TFLite file"):
+            process.call(tflite_file.read, b"")
         assert process.call(abs, -3) == 3
         with pytest.raises(IsolationError, match=r"ended \(SIGABRT\)"):
             process.call(os.abort)

@@ -159,7 +159,7 @@ def test_pipes_missing_files_and_empty_folders(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RecognizerError, match="no regular file"):
         recognizers.load(tmp_path / "pipe", NOWHERE)
-    with pytest.raises(RecognizerError, match="no such file or folder; --model takes"):
+    with pytest.raises(RecognizerError, match="no such file or folder; name a model file"):
         recognizers.load(tmp_path / "gone", NOWHERE)
     with pytest.raises(UserError, match=r"no best_model\.keras"):
         recognizers.load(tmp_path, NOWHERE)

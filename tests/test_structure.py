@@ -22,7 +22,15 @@ LAYERS = {
         *("utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"),
         "utils.encodings",
     ],
-    4: ["utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_files", "utils.metering"],
+    4: [
+        "utils.trials",
+        "utils.loader",
+        "utils.gate",
+        "utils.export",
+        "utils.model_files",
+        "utils.metering",
+        "utils.benchmark_pictures",
+    ],
     5: [
         "utils.recognizers",
         *("utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"),

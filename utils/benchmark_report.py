@@ -162,7 +162,7 @@ def _figures(entry: dict[str, Any]) -> list[str]:
         f"{height}x{width}x{channels} {entry['input_dtype']} {entry['pixels']}{trial}",
         f"{entry['bytes'] / 1024:.1f}",
         *("-" if entry[key] is None else f"{entry[key]:,}" for key in ("parameters", "multiply_accumulates")),
-        f"{entry['ms']:.3f}",
+        "-" if entry["ms"] is None else f"{entry['ms']:.3f}",
         "-" if entry["arena_bytes"] is None else f"{entry['arena_bytes'] / 1024:.1f}",
         *scores,
     ]

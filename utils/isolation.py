@@ -1,19 +1,23 @@
 """Calls functions in a process of their own, so that native code which crashes or hangs takes nothing along."""
 
 import contextlib
+import logging
 import multiprocessing
 import signal
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from utils.errors import UserError
 
-SECONDS = 900  # that one call may take
+log = logging.getLogger(__name__)
+
+SECONDS = 1800  # that one call may take
 _MISSING = "the process that read it {} ({}): the file is damaged, or it needs more memory than there is"
 
 
 class IsolationError(UserError):
-    """The other process ended or took too long. The message says which."""
+    """The other process ended, took too long or met an error that nobody foresaw. The message says which."""
 
 
 class Isolated:
@@ -34,10 +38,11 @@ class Isolated:
         other.close()
 
     def call(self, function: Callable, *arguments: Any) -> Any:
-        """What the function returns or raises there.
+        """What the function returns there.
 
         Raises:
-            IsolationError: the process ended, or the call took too long.
+            UserError: the function raised it.
+            IsolationError: it raised something else, which is logged; the process ended; or the call took too long.
         """
         try:
             self._pipe.send((function, arguments))
@@ -69,9 +74,12 @@ def _serve(pipe: Any) -> None:
             function, arguments = pipe.recv()
             try:
                 answer = function(*arguments), None
-            # Whatever it is belongs to the caller.
-            except Exception as error:
+            except UserError as error:
                 answer = None, error
+            except Exception as error:
+                # Not every exception can be sent, and a stranger's file may raise anything.
+                log.error("%s", traceback.format_exc())
+                answer = None, IsolationError(f"{type(error).__name__}: {error}")
             pipe.send(answer)
 
 

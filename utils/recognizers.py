@@ -103,7 +103,7 @@ def decide(model: Recognizer, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _find(path: Path | None, output_dir: Path) -> Path:
     folder = model_files.find(None, output_dir).parent if path is None else path
     if not os.path.lexists(folder):
-        raise RecognizerError(f"{folder}: no such file or folder; --model takes a model file or a run folder")
+        raise RecognizerError(f"{folder}: no such file or folder; name a model file or a run folder")
     if not folder.is_dir():
         return folder
     name = _json(folder / runs.RESULTS_FILE).get("recommended")
@@ -144,9 +144,9 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _output_count(shape: tuple[int, ...]) -> int:
-    if len(shape) != 2 or shape[0] != 1:
+    if len(shape) < 2 or math.prod(shape[:-1]) != 1:
         raise RecognizerError(f"the model gives {shape}, but one vector (1, classes) is needed")
-    return shape[1]
+    return shape[-1]
 
 
 def _kind(file: Path) -> Callable[[Path, PixelRange], _Opened]:
@@ -183,7 +183,7 @@ def _keras(file: Path, assumed: PixelRange) -> _Opened:
     last = model_files.output_kind(model)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
-        inputs = images if pixels is RAW else images * np.float32(pixels.factor) + np.float32(pixels.offset)
+        inputs = images if pixels == RAW else images * np.float32(pixels.factor) + np.float32(pixels.offset)
         return encodings.probabilities(model.predict_on_batch(inputs), last)
 
     macs = complexity.multiply_accumulates(model)
@@ -207,7 +207,7 @@ def _tflite(file: Path, assumed: PixelRange) -> _Opened:
         outputs = micro.reference(content, encodings.encode(facts.input, images, pixels)).astype(np.float64)
         if facts.output.scale is not None:
             outputs = (outputs - facts.output.zero_point) * facts.output.scale
-        return encodings.probabilities(outputs, last)
+        return encodings.probabilities(outputs.reshape(len(images), nb_outputs), last)
 
     def prepare(image: np.ndarray) -> Callable[[], Any]:
         run, encoded = micro.fast(content), encodings.encode(facts.input, image, pixels)
