@@ -30,6 +30,7 @@ TITLES = {
 }
 # Colour of a bar by what a change costs at most, in shares of the pictures.
 CARD_COLORS = ((0.02, "tab:green"), (0.1, "gold"), (1.0, "tab:red"))
+TINY = 0.0001  # smaller probabilities are not told apart
 NAME_WIDTH = 24  # characters of a model's name in one line of a plot
 COLUMNS = (
     *("name", "path", "file", "error", "bytes", "parameters", "multiply_accumulates", "ms", "arena_bytes"),
@@ -126,7 +127,7 @@ def plot_cards(path: Path, cards: Sequence[tuple[str, dict[str, Any]]]) -> None:
     for axes, (name, card) in zip(figure.subplots(1, len(cards), sharey=True, squeeze=False)[0], cards, strict=True):
         _bars(axes, name, card)
     figure.suptitle(f"{markup.count(cards[0][1]['pictures'], 'picture')}, changed one thing at a time", fontsize=10)
-    runs.write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))
+    runs.write(path, lambda partial: figure.savefig(partial, dpi=80, format="png"))
 
 
 def _bars(axes: Axes, name: str, card: dict[str, Any]) -> None:
@@ -190,7 +191,8 @@ def _pair(pair: dict[str, Any]) -> str:
     shares = f"{TITLES[pair['metric']]} {pair['better_score']:.4f} and {pair['worse_score']:.4f}"
     counts = f"{pair['only_better']} pictures only the first, {pair['only_worse']} only the second"
     verdict = f"{better} is better than {worse}" if pair["differs"] else f"{better}, {worse}: no more than chance"
-    return f"{verdict} ({shares}; {counts}; p = {pair['p_holm']:.2g})"
+    chance = f"p = {pair['p_holm']:.2g}" if pair["p_holm"] >= TINY else f"p < {TINY:g}"
+    return f"{verdict} ({shares}; {counts}; {chance})"
 
 
 def _robustness(entries: Sequence[dict[str, Any]]) -> str:
