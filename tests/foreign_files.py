@@ -74,15 +74,27 @@ def as_float(model: keras.Model) -> bytes:
     return export.float_tflite(model)
 
 
+def as_halves(model: keras.Model) -> bytes:
+    """The float file with weights of 16 bits."""
+    converter = _converter(model)
+    converter.target_spec.supported_types = [tf.float16]
+    return converter.convert()
+
+
 def as_integers(model: keras.Model, images: np.ndarray, io_type: str) -> bytes:
     """The integer file, calibrated on pictures ``(N, ...)`` float32 as the network takes them."""
+    converter = _converter(model)
+    converter.representative_dataset = lambda: ([image[None]] for image in images)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io_type)
+    return converter.convert()
+
+
+def _converter(model: keras.Model) -> tf.lite.TFLiteConverter:
     spec = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
     function = tf.function(lambda image: model(image, training=False)).get_concrete_function(spec)
     holder = tf.Module()
     holder.weights = [variable.value for variable in model.variables]
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image[None]] for image in images)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io_type)
-    return converter.convert()
+    return converter

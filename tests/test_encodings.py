@@ -83,6 +83,14 @@ def test_a_first_layer_that_scales_raw_pixels_is_seen(tmp_path, start, gain):
         assert (measuring.read(file, RAW, foreign.pictures())[0] == DIGITS).all()
 
 
+def test_weights_of_sixteen_bits(tmp_path):
+    file = stored(tmp_path, foreign.as_halves(foreign.network(100, start=layers.Rescaling(1 / 255), gain=1.0)))
+    facts = recognizers.load(file, NOWHERE).facts
+    assert (facts.pixels, facts.known) == (RAW, True)
+    assert facts.parameters == pytest.approx(192_000, rel=0.001)
+    assert (measuring.read(file, RAW, foreign.pictures())[0] == foreign.TENTHS).all()
+
+
 @pytest.mark.parametrize(
     ("images", "gain", "name"),
     [(foreign.pictures().astype(np.float32), 1 / 255, "0..255"), (UNIT, 1.0, "0..1"), (SIGNED, 0.5, "-1..1")],

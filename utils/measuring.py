@@ -1,6 +1,7 @@
 """What is asked of one model file, each question a function that another process can answer (see ``isolation``)."""
 
 import functools
+import logging
 import os
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ def describe(path: Path) -> Described:
     """
     # TensorFlow asks for them when it is imported, which is here at the earliest.
     os.environ.update(ONE_THREAD)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     model = recognizers.load(path, Path())
     recognizers.decide(model, np.zeros((1, *model.input_shape), np.uint8))
     return Described(

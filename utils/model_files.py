@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import runs, tflite_file
+from utils import encodings, runs, tflite_file
 from utils import settings as settings_module
 from utils.errors import UserError
 from utils.settings import Settings
@@ -36,9 +36,6 @@ MAX_LAYERS = 1000
 MAX_H5_OBJECTS = 20_000
 MAX_TENSOR_ELEMENTS = 1 << 26  # of one picture's values between two layers
 MAX_NAME = 100
-FOREIGN_OUTPUTS = (2, 10, 11, 100)
-RAW_FACTOR = 0.1  # a factor below it brings pixels 0..255 near 1
-RAW_MEAN = 2.0  # a mean above it is one of pixels 0..255
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -143,7 +140,7 @@ def load(path: Path, foreign: bool = False) -> Any:
     with _one_sentence(f"{path}: Keras cannot load this model; take another file or train it anew"):
         _check_sizes(path, _skeleton(keras, config), stored)
         model = _rebuild(keras, config, weights)
-        _check_kind(path, model, FOREIGN_OUTPUTS if foreign else settings_module.CHOICES["nb_classes"])
+        _check_kind(path, model, tuple(encodings.OUTPUTS) if foreign else settings_module.CHOICES["nb_classes"])
         # The same layers and weights as one graph, a Sequential's too: export and quantisation walk through it.
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
         if not foreign:
@@ -163,8 +160,11 @@ def takes_raw_pixels(model: Any) -> bool:
     first = next(iter(_first_layers(model).values()))
     if type(first).__name__ == "Rescaling":
         scales = first.scale if isinstance(first.scale, list | tuple) else [first.scale]
-        return max(map(abs, scales)) <= RAW_FACTOR
-    return type(first).__name__ == "BatchNormalization" and float(abs(first.moving_mean.numpy()).max()) >= RAW_MEAN
+        return max(map(abs, scales)) <= encodings.LARGEST_FACTOR
+    return (
+        type(first).__name__ == "BatchNormalization"
+        and float(abs(first.moving_mean.numpy()).max()) >= encodings.SMALLEST_SHIFT
+    )
 
 
 def output_kind(model: Any) -> str:

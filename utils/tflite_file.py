@@ -175,11 +175,14 @@ def _first(graph: schema.SubGraphT, names: list[str], tensors: list[TensorFacts]
     takers = [operator for operator in graph.operators if graph.inputs[0] in operator.inputs]
     if len(takers) != 1:
         return None
-    beside = [number for number in takers[0].inputs if number not in (-1, graph.inputs[0])]
+    # Files with halved weights keep them in 16 bits in front of a DEQUANTIZE.
+    widened = {o.outputs[0]: o.inputs[0] for o in graph.operators if names[o.opcodeIndex] == "DEQUANTIZE"}
+    beside = [widened.get(number, number) for number in takers[0].inputs if number not in (-1, graph.inputs[0])]
     constants = [
-        np.frombuffer(bytes(data), np.float32)
+        np.frombuffer(bytes(data), tensors[number].dtype)
         for number in beside
-        if tensors[number].dtype == "float32" and (data := buffers[graph.tensors[number].buffer].data) is not None
+        if tensors[number].dtype in ("float32", "float16")
+        and (data := buffers[graph.tensors[number].buffer].data) is not None
     ]
     largest = max((float(np.abs(values).max()) for values in constants if values.size), default=None)
     return First(names[takers[0].opcodeIndex], tensors[takers[0].outputs[0]], largest)
