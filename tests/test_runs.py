@@ -74,3 +74,10 @@ def test_a_folder_in_use_is_refused_to_other_processes(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert "another process is working in this run folder" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_files_that_cannot_be_written_are_refused_first(tmp_path):
+    runs.check_writable([None, tmp_path / "a.csv"])
+    for file in (tmp_path, tmp_path / "gone" / "a.csv"):
+        with pytest.raises(runs.RunError, match="cannot be written"):
+            runs.check_writable([file])

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ PARTIAL_PREFIX = ".partial-"
 
 
 class RunError(UserError):
-    """A run folder can't be made or resumed. The message names the folder and what to do."""
+    """A run folder can't be made or resumed, or a file not written. The message names it and what to do."""
 
 
 def name(architecture: str, settings: Settings, mode: str, stamp: str) -> str:
@@ -83,6 +83,17 @@ def hold(run_dir: Path) -> Iterator[None]:
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def check_writable(files: Iterable[Path | None]) -> None:
+    """Sees before a long work that its files can be written; None is passed over.
+
+    Raises:
+        RunError: a file's folder is missing or read-only, or it is a folder itself.
+    """
+    for file in filter(None, files):
+        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            raise RunError(f"{file}: cannot be written; name a file in an existing folder of yours")
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
