@@ -33,6 +33,7 @@ OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd"
 WEIGHT_DECAY = 0.0001  # pull of the weights towards zero a step, relative to the learning rate; 0 = none
 LOSS = "categorical_crossentropy"  # or "categorical_focal_crossentropy" (hard pictures count more)
 LABEL_SMOOTHING = 0.0  # share of the target spread over all classes, 0..0.5
+DROPOUT = 0.0  # share of the features before the last layer that each training step leaves out, 0..0.9
 LEARNING_RATE_SCHEDULE = "cosine"  # "cosine" (down to 1 % over EPOCHS), "plateau" (divided when stuck), "constant"
 WARMUP_EPOCHS = 1  # epochs over which "cosine" rises to LEARNING_RATE first
 PLATEAU_PATIENCE = 5  # epochs without a better val_loss before "plateau" divides the learning rate
@@ -86,3 +87,4 @@ MODEL_VERSION = "0100"  # goes into the names of files whose device wants a vers
 
 # --- Machine ---------------------------------------------------------------------------------------------------------
 GPU_MEMORY_GROWTH = True  # take GPU memory as needed instead of all at once
+GPUS = 1  # graphics cards of this machine that share each training batch, 1..16

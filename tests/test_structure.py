@@ -15,7 +15,7 @@ LAYERS = {
         "utils.espdl_kernels",
     ],
     2: [
-        *("models", "utils.sources", "utils.augmentation", "utils.quantization", "utils.micro"),
+        *("models", "utils.sources", "utils.augmentation", "utils.quantization", "utils.micro", "utils.devices"),
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
     3: ["utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],

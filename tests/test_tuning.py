@@ -120,6 +120,12 @@ def test_the_best_are_lines_for_parameters_py(small, splits, fake):
         assert line.endswith("  # val_accuracy 0.5000, trial 1")
 
 
+def test_dropout_is_an_axis(small, splits, fake):
+    found = tuning.search(small(tuner_axes={"DROPOUT": [0, 0.3]}), splits)
+    assert {call[-1] for call in fake.calls} == {0.0, 0.3}
+    assert {row["DROPOUT"] for row in rows(found)} == {"0.0", "0.3"}
+
+
 def test_a_failed_trial_has_its_error_and_no_score(small, splits, fake, driver):
     fake.score = lambda combination: "MemoryError: too large" if combination["batch_size"] == 64 else 0.25
     found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
@@ -272,6 +278,23 @@ def test_a_lost_workers_trial_is_handed_to_another_once(asked, monkeypatch):
     chief.end_trial(oracle.KerasTunerTrial.from_state({**again.get_state(), "score": 0.1}))
     assert [row.score for row in search.ended()] == [0.75, 0.5]
     assert chief.tuner_ids == {"b"}
+
+
+def test_a_chief_says_how_to_start_workers_while_it_has_none(asked, monkeypatch, caplog):
+    chief, _, _ = asked
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "192.168.0.7")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "8000")
+    command = "KERASTUNER_TUNER_ID=NAME KERASTUNER_ORACLE_IP=192.168.0.7 KERASTUNER_ORACLE_PORT=8000 python tuner.py"
+    chief.say_waiting()
+    assert caplog.text.count(f"no worker is there; start one: {command}") == 1
+    chief.create_trial("a")
+    chief.say_waiting()
+    assert caplog.text.count("no worker is there") == 1
+    monkeypatch.setattr(oracle, "LOST_AFTER", -1.0)
+    chief.drop_lost()
+    chief.say_waiting()
+    assert caplog.text.count("no worker is there") == 2
 
 
 def test_a_worker_of_a_chief_started_anew_changes_nothing(asked):
