@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
 
 import utils
 from utils import loader, oracle, search_space, training, trials, tuning
@@ -150,7 +151,9 @@ def test_three_failures_in_a_row_stop_the_search(small, splits, fake, driver, ca
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake, driver):
+def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake, driver, caplog):
+    caplog.set_level(logging.INFO)
+
     def score(combination):
         if len(fake.calls) == 4:
             raise KeyboardInterrupt
@@ -161,6 +164,7 @@ def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake,
         tuning.search(small(), splits)
     first = list(fake.calls)
     found = tuning.search(small(), splits)
+    assert ": 3 trials done, 1 of them FAILED, which are not tried again" in caplog.text
     assert fake.calls[4] == first[3]
     assert len(fake.calls) == 13
     assert len(set(fake.calls)) == 12
@@ -367,13 +371,15 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
 def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, tmp_path, monkeypatch):
     def fit(model, splits, settings, folder, until):
         if settings.batch_size == 64:
-            raise MemoryError("64 are too many")
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of 64 pictures")
         row = {"val_accuracy": 0.5, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
         return training.Training([row], 1, 0.0)
 
     monkeypatch.setattr(training, "fit", fit)
     found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
-    assert {row["error"] for row in rows(found) if row["BATCH_SIZE"] == "64"} == {"MemoryError: 64 are too many"}
+    assert {row["error"] for row in rows(found) if row["BATCH_SIZE"] == "64"} == {
+        "ResourceExhaustedError: OOM when allocating a tensor of 64 pictures"
+    }
     assert [row["status"] for row in rows(found) if row["BATCH_SIZE"] != "64"] == ["COMPLETED"] * 4
 
 
