@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import models
-from utils import chips, console, search_space
+from utils import chips, console, devices, search_space
 from utils import settings as settings_module
 from utils.errors import exit_code
 
@@ -50,6 +50,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     targets.check(settings)
     model_files.teachers(settings)
+    devices.check(settings)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)

@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_settings_come_back(tiny, tmp_path):
     settings = tiny(epochs=7)
     runs.save_settings(tmp_path, settings, "cnn32", "abc")
-    assert runs.read_settings(tmp_path) == (settings, "cnn32", "abc")
+    assert runs.read_settings(tmp_path) == runs.Started(settings, "cnn32", "abc", None)
 
 
 def test_what_cannot_be_resumed_is_refused(tiny, tmp_path):

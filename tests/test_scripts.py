@@ -205,7 +205,7 @@ def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
         ("tuner.py", ["--model", "cnn23"], "'cnn23': did you mean cnn32?"),
         ("tuner.py", ["--trials", "0"], "--trials: needs a number of at least 1"),
         ("tuner.py", ["--set", "TUNER_OPTIMIZERS=['adm']"], "TUNER_OPTIMIZERS: OPTIMIZER = 'adm': accepted are 'adam'"),
-        ("tuner.py", ["--set", "TUNER_AXES={'DROPOUT': [1]}"], "TUNER_AXES DROPOUT: no axis, known are WEIGHT_DECAY"),
+        ("tuner.py", ["--set", "TUNER_AXES={'EPOCHS': [1]}"], "TUNER_AXES EPOCHS: no axis, known are WEIGHT_DECAY"),
         ("tuner.py", ["--set", "TUNER_OBJECTIVE=int8_within_0.1"], "needs tenths: set NB_CLASSES = 100"),
         (
             "tuner.py",

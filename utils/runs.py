@@ -1,6 +1,7 @@
 """The run folder: its name, its exclusive creation, its settings, and files that appear whole or not at all."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -116,14 +117,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def save_settings(run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """What ``settings.json`` holds of a run; ``tuned_by``: the search that chose the settings, if one did."""
+
+    settings: Settings
+    architecture: str
+    data_fingerprint: str
+    tuned_by: dict | None
+
+
+def save_settings(
+    run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str, tuned_by: dict | None = None
+) -> None:
     """Writes ``settings.json``: every parameter, and what ``--resume`` must find again."""
     identity = {"architecture": architecture, "data_fingerprint": data_fingerprint}
+    identity |= {"tuned_by": tuned_by} if tuned_by else {}
     write_json(run_dir / SETTINGS_FILE, {**identity, "settings": json.loads(settings_module.to_json(settings))})
 
 
-def read_settings(run_dir: Path) -> tuple[Settings, str, str]:
-    """Settings, architecture and data fingerprint of an unfinished run.
+def read_settings(run_dir: Path) -> Started:
+    """What an unfinished run was started with.
 
     Raises:
         RunError: no run folder, a finished run, or a damaged ``settings.json``.
@@ -136,7 +150,7 @@ def read_settings(run_dir: Path) -> tuple[Settings, str, str]:
     try:
         saved = json.loads(path.read_text())
         settings = settings_module.from_dict(saved["settings"])
-        return settings, saved["architecture"], saved["data_fingerprint"]
+        return Started(settings, saved["architecture"], saved["data_fingerprint"], saved.get("tuned_by"))
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not the settings of a run of this version ({error})") from error
 
