@@ -10,7 +10,7 @@ LAYERS = {
     0: ["parameters", "models._blocks", "utils.errors", "utils.console", "utils.camera", "utils.typefaces"],
     1: [
         *("utils.settings", "utils.labels", "utils.synthetic", "utils.twins", "utils.splitting", "utils.pictures"),
-        *("utils.plans", "utils.markup"),
+        *("utils.plans", "utils.markup", "utils.confidence"),
         *("utils.tflite_file", "utils.fake_quant", "utils.complexity", "utils.espdl_file"),
         "utils.espdl_kernels",
     ],
@@ -25,7 +25,10 @@ LAYERS = {
         *("utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"),
         *("utils.espdl_gate", "utils.oracle"),
     ],
-    6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"],
+    6: [
+        *("utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"),
+        *("utils.scoring", "utils.temperature"),
+    ],
     7: ["utils.deployment", "utils.inspection_page"],
     8: ["utils.session"],
     9: ["utils.retraining", "utils.tuning"],

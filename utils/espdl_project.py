@@ -146,6 +146,7 @@ extern const uint8_t debug_espdl[] asm("@debug_symbol");
 extern const uint8_t release_espdl[] asm("@release_symbol");
 
 static constexpr int NB_CLASSES = @nb_classes;
+static constexpr float UNSURE_BELOW = @{threshold}f; // the recommended confidence; 0: none is recommended
 static constexpr int PICTURE_EXPONENT = -7; // the picture's bytes stand for (pixel - 128) / 128
 
 // nullptr, after a message, unless the file could be loaded and was made for this chip.
@@ -222,7 +223,8 @@ extern "C" void app_main(void)
     for (float logit : logits) {
         sum += std::exp(logit - *best);
     }
-    printf("CLASS %s, confidence %.1f %%, ", class_name(best - logits.begin()).c_str(), 100 / sum);
+    const char *verdict = 1 / sum < UNSURE_BELOW ? " (unsure)" : "";
+    printf("CLASS %s%s, confidence %.1f %%, ", class_name(best - logits.begin()).c_str(), verdict, 100 / sum);
     printf("true class %s\\n", class_name(PICTURE_CLASS).c_str());
     model->profile();
 }
@@ -247,7 +249,13 @@ def folder(target: str) -> str:
 
 
 def files(
-    target: str, release_file: str, debug_file: str, picture: np.ndarray, true_class: int, nb_classes: int
+    target: str,
+    release_file: str,
+    debug_file: str,
+    picture: np.ndarray,
+    true_class: int,
+    nb_classes: int,
+    threshold: float | None,
 ) -> dict[str, str]:
     """Text files of the project by their path in its folder; the caller adds the two files to ``MODEL_FOLDER`` in it.
 
@@ -261,6 +269,7 @@ def files(
         picture: ``(H, W, C)`` uint8, as the model takes it.
         true_class: class of the picture, 0 to ``nb_classes`` - 1.
         nb_classes: 10 or 100.
+        threshold: confidence 0..1 below which a reading is called unsure; None: no reading is.
 
     Raises:
         ProjectError: another chip, or names that can't stand in CMake and C files or become one name in C.
@@ -279,6 +288,7 @@ def files(
         "idf_versions": IDF_VERSIONS,
         "esp_dl_version": ESP_DL_VERSION,
         "nb_classes": nb_classes,
+        "threshold": f"{threshold or 0:.6f}",
         **_picture_values(picture, true_class, nb_classes),
     }
     return {path: _Template(text).substitute(values) for path, text in _TEMPLATES.items()}

@@ -167,8 +167,12 @@ def recommended_arena(measured: int | None) -> int | None:
     return None if measured is None else math.ceil(measured * ARENA_MARGIN / 1024) * 1024
 
 
-def companion_text(name: str, content: bytes, nb_classes: int, arena: int | None = None) -> str:
+def companion_text(
+    name: str, content: bytes, nb_classes: int, arena: int | None = None, recommended_confidence: float | None = None
+) -> str:
     """The text next to the file ``name`` from which ESPHome's component takes the operators; ``arena`` as measured.
+
+    ``recommended_confidence``, 0..1, is for the person who sets the component's threshold.
 
     Raises:
         FileError: no TFLite file.
@@ -190,6 +194,7 @@ def companion_text(name: str, content: bytes, nb_classes: int, arena: int | None
         f"Recommended tensor arena: {recommended // 1024} KB"
         if recommended
         else "Recommended tensor arena: not measured",
+        f"Recommended confidence: {'none' if recommended_confidence is None else f'{recommended_confidence:.4f}'}",
         "",
         # The component's parser wants this heading, two spaces, and an empty line after the list.
         f"Unique operator types: {len(counts)}",

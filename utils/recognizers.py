@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import console, espdl_file, espdl_run, labels, micro, model_files, runs, tflite_file
+from utils import confidence, console, espdl_file, espdl_run, labels, micro, model_files, runs, tflite_file
 from utils import settings as settings_module
 from utils.errors import UserError
 
@@ -159,13 +159,6 @@ def _output_count(shape: tuple[int, ...]) -> int:
     return shape[1]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    # Infinite ones become NaN, which the caller refuses.
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
 def _kind(file: Path) -> Callable[[Path], _Opened]:
     # Opening a pipe would wait for a writer.
     if not file.is_file() or file.stat().st_size > model_files.MAX_BYTES:
@@ -190,7 +183,7 @@ def _keras(file: Path) -> _Opened:
         import keras  # noqa: F401
     model = model_files.load(file)
     identity = model_files.identity(model)
-    return identity.input_shape, identity.nb_classes, lambda images: _softmax(model.predict_on_batch(images))
+    return identity.input_shape, identity.nb_classes, lambda images: confidence.softmax(model.predict_on_batch(images))
 
 
 def _tflite(file: Path) -> _Opened:
@@ -204,7 +197,7 @@ def _tflite(file: Path) -> _Opened:
         outputs = raw.astype(np.float64)
         if facts.output.scale is not None:
             outputs = (outputs - facts.output.zero_point) * facts.output.scale
-        return outputs if facts.gives_probabilities else _softmax(outputs)
+        return outputs if facts.gives_probabilities else confidence.softmax(outputs)
 
     # A file that doesn't run is refused before any picture is read.
     micro.reference(content, encode(facts.input, np.zeros(facts.input.shape, np.uint8)))
@@ -222,6 +215,6 @@ def _espdl(file: Path) -> _Opened:
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         outputs = espdl_run.logits(model, images)
-        return outputs if softmax else _softmax(outputs)
+        return outputs if softmax else confidence.softmax(outputs)
 
     return _picture_shape(shape), _output_count(model.outputs[0].shape), probabilities

@@ -1,18 +1,25 @@
 """What a person looks at after a run: plots, a sheet of the worst errors, the final table."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from utils import labels, runs
+from utils import confidence, labels, runs
+from utils.confidence import Readings
 
 SHEET_COLUMNS = 10
 SHEET_ROWS = 5
-SCORE_TITLES = {"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"}
+MIN_ACCEPTED = 20  # readings from which on a share is drawn
+SCORE_TITLES = {
+    **{"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"},
+    "whole_digit_errors": "off by a digit",
+}
 
 
 def training_history(path: Path, rows: list[dict[str, float]], best_epoch: int) -> None:
@@ -66,10 +73,10 @@ def worst_predictions(
         nb_classes: 10 or 100.
         title: printed above the sheet.
     """
-    predicted, confidence = logits.argmax(axis=1), _confidence(logits)
+    predicted, sure = logits.argmax(axis=1), confidence.of(logits)
     distance = labels.ring_distance(predicted, true, nb_classes)
     wrong = np.flatnonzero(distance > (1 if nb_classes == 100 else 0))
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHEET_COLUMNS * SHEET_ROWS]
+    shown = wrong[np.argsort(-sure[wrong], kind="stable")][: SHEET_COLUMNS * SHEET_ROWS]
     rows = max(1, math.ceil(len(shown) / SHEET_COLUMNS))
     figure = Figure(figsize=(1.2 * SHEET_COLUMNS, 0.6 + 2.3 * rows), layout="constrained")
     figure.suptitle(f"{title}: {len(wrong)} of {len(true)} pictures wrong" + (", surest first" if len(shown) else ""))
@@ -79,9 +86,64 @@ def worst_predictions(
         if number < len(shown):
             index = shown[number]
             axes.imshow(_rgb(images[index]))
-            text = f"true {names[true[index]]}\nread {names[predicted[index]]}\n{confidence[index]:.0%}"
+            text = f"true {names[true[index]]}\nread {names[predicted[index]]}\n{sure[index]:.0%}"
             axes.set_title(text, fontsize=8)
     _save(figure, path)
+
+
+def reliability(
+    path: Path, readings: Mapping[str, Readings], threshold: float | None, nb_classes: int, title: str
+) -> None:
+    """How far confidence can be believed, as a PNG, one line a test set.
+
+    At the left, in bins of confidence, the share of readings that are the exact class, and how many there are; at the
+    right, which share of the accepted readings is right when the least sure ones are refused.
+
+    Args:
+        path: of the PNG.
+        readings: of each test set.
+        threshold: the recommended confidence, 0..1, or None; marked at the right.
+        nb_classes: 10 or 100.
+        title: printed above.
+    """
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplot_mosaic("ac;ac;ac;bc")
+    _calibration(panels["a"], panels["b"], readings)
+    _coverage(panels["c"], readings, threshold, "within 0.1" if nb_classes == 100 else "right")
+    for axes in panels.values():
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _calibration(upper: Axes, lower: Axes, readings: Mapping[str, Readings]) -> None:
+    lower.sharex(upper)
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
+    for name, read in readings.items():
+        mean, share, counts = confidence.bins(read.confidences, read.exact).T
+        error = confidence.calibration_error(read.confidences, read.exact)
+        upper.plot(mean, share, marker=".", label=f"{name}: off by {error:.3f} on average")
+        lower.plot(mean, counts, marker=".")
+    upper.set(ylabel="share that is the exact class", xlim=(0, 1), ylim=(0, 1))
+    upper.tick_params(labelbottom=False)
+    upper.legend(loc="upper left")
+    lower.set(xlabel="confidence", ylabel="pictures", yscale="log")
+
+
+def _coverage(axes: Axes, readings: Mapping[str, Readings], threshold: float | None, right: str) -> None:
+    axes.axhline(confidence.GOAL, color="grey", linestyle="--", linewidth=1, label=f"{confidence.GOAL:.1%}")
+    for name, read in readings.items():
+        thresholds, counts, shares = confidence.accepted(read.confidences, read.right)
+        # The share of the few surest readings jumps between none and all.
+        seen = counts >= min(len(read.right), MIN_ACCEPTED)
+        (line,) = axes.plot(counts[seen] / len(read.right), shares[seen], label=name)
+        above = np.flatnonzero(thresholds >= (2 if threshold is None else threshold))
+        if len(above):
+            at = above[-1]
+            text = f"{name}, confidence {threshold:.3f} and up"
+            axes.plot(counts[at] / len(read.right), shares[at], "o", color=line.get_color(), label=text)
+    axes.set(xlabel="share of readings accepted, surest first", ylabel=f"share of them {right}", xlim=(0, 1))
+    axes.legend(loc="lower left")
 
 
 def tuning(path: Path, trials: list[dict], objective: str) -> None:
@@ -144,11 +206,6 @@ def result_rows(results: dict) -> list[list[str]]:
 def heading() -> list[str]:
     """Column titles for :func:`table`."""
     return ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "ties", "agrees with Keras"]
-
-
-def _confidence(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return 1 / shifted.sum(axis=1)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
