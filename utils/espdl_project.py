@@ -65,7 +65,8 @@ Project for ESP-IDF @idf_versions; the first build downloads esp-dl @esp_dl_vers
     idf.py set-target @target build flash monitor
 
 It checks the chip's arithmetic with the test values inside `@debug_file`, prints `TEST PASS` or `TEST FAIL`,
-reads the picture in `main/picture.h` with `@release_file` and prints class, confidence, memory and time of each layer.
+reads the picture in `main/picture.h` with `@release_file` and prints class, confidence (unsure below
+the recommended one, see `manifest.json`), memory and time of each layer.
 Only `@release_file` belongs into your product; it takes bytes `pixel - 128`, rows first, colours last.
 `sdkconfig.defaults` says what the board must have. Without PSRAM delete its lines with `SPIRAM`;
 after any change there delete the file `sdkconfig` before building again.
