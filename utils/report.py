@@ -15,7 +15,7 @@ from utils.confidence import Readings
 
 SHEET_COLUMNS = 10
 SHEET_ROWS = 5
-MIN_ACCEPTED = 20  # readings from which on a share is drawn
+MIN_READINGS = 20  # from which on a share is drawn: that of few jumps between none and all
 SCORE_TITLES = {
     **{"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"},
     "whole_digit_errors": "off by a digit",
@@ -122,7 +122,8 @@ def _calibration(upper: Axes, lower: Axes, readings: Mapping[str, Readings]) -> 
     for name, read in readings.items():
         mean, share, counts = confidence.bins(read.confidences, read.exact).T
         error = confidence.calibration_error(read.confidences, read.exact)
-        upper.plot(mean, share, marker=".", label=f"{name}: off by {error:.3f} on average")
+        many = counts >= MIN_READINGS
+        upper.plot(mean[many], share[many], marker=".", label=f"{name}: off by {error:.3f} on average")
         lower.plot(mean, counts, marker=".")
     upper.set(ylabel="share that is the exact class", xlim=(0, 1), ylim=(0, 1))
     upper.tick_params(labelbottom=False)
@@ -134,8 +135,7 @@ def _coverage(axes: Axes, readings: Mapping[str, Readings], threshold: float | N
     axes.axhline(confidence.GOAL, color="grey", linestyle="--", linewidth=1, label=f"{confidence.GOAL:.1%}")
     for name, read in readings.items():
         thresholds, counts, shares = confidence.accepted(read.confidences, read.right)
-        # The share of the few surest readings jumps between none and all.
-        seen = counts >= min(len(read.right), MIN_ACCEPTED)
+        seen = counts >= min(len(read.right), MIN_READINGS)
         (line,) = axes.plot(counts[seen] / len(read.right), shares[seen], label=name)
         above = np.flatnonzero(thresholds >= (2 if threshold is None else threshold))
         if len(above):
