@@ -65,7 +65,7 @@ def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, draw
     right = np.arange(102) < 70
     readings = {"test": Readings(sure, right & (sure > 0.9), right)}
     report.reliability(tmp_path / "r.png", readings, 0.9, 100, "file")
-    upper, lower, coverage = drawn["r.png"].axes
+    upper, coverage, lower = drawn["r.png"].axes
     # Two readings are too few for a share.
     np.testing.assert_allclose(upper.lines[1].get_xydata(), [[0.5, 0], [0.95, 1]])
     assert list(lower.lines[0].get_ydata()) == [2, 40, 60]
@@ -74,7 +74,7 @@ def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, draw
     np.testing.assert_allclose(point.get_xydata(), [[60 / 102, 1]])
     assert coverage.get_ylabel() == "share of them within 0.1"
     report.reliability(tmp_path / "r.png", readings, None, 10, "file")
-    assert len(drawn["r.png"].axes[2].lines) == 2
+    assert len(drawn["r.png"].axes[1].lines) == 2
 
 
 def test_table_lines_up():
