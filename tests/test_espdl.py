@@ -206,12 +206,13 @@ def test_a_debug_file_in_place_of_the_release_is_refused(made, pictures):
 def test_what_goes_with_a_file_is_written(made, trained, tmp_path):
     name, file, _ = made["esp32p4"]
     (tmp_path / name).write_bytes(file.release)
-    espdl_deployment.write(tmp_path, "esp32p4", name, file, trained[2])
+    espdl_deployment.write(tmp_path, "esp32p4", name, file, trained[2], 0.8125)
     assert (tmp_path / "cnn32_esp32p4_debug.espdl").read_bytes() == file.debug
     assert "values" in json.loads((tmp_path / "cnn32_esp32p4.json").read_text())
     project = tmp_path / "espdl_esp32p4" / "main"
     assert {path.name for path in project.iterdir()} >= {name, "cnn32_esp32p4_debug.espdl", "main.cpp", "picture.h"}
     assert (project / name).read_bytes() == file.release
+    assert "UNSURE_BELOW = 0.812500f;" in (project / "main.cpp").read_text()
 
 
 def test_a_stranger_file_is_no_model():

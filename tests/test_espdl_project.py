@@ -22,7 +22,7 @@ def picture(channels: int = 1) -> np.ndarray:
 
 def project(target: str = "esp32s3", nb_classes: int = 100, channels: int = 1, **changed) -> dict[str, str]:
     names = {"release_file": f"dig-1.2_{target}.espdl", "debug_file": f"dig-1.2_{target}_debug.espdl"}
-    values = {**names, "true_class": 7, **changed}
+    values = {**names, "true_class": 7, "threshold": None, **changed}
     return espdl_project.files(target=target, picture=picture(channels), nb_classes=nb_classes, **values)
 
 
@@ -193,7 +193,7 @@ def test_impossible_pictures_and_classes_are_refused(changed):
 
 def test_a_picture_of_floats_is_refused():
     with pytest.raises(ValueError, match="uint8"):
-        espdl_project.files("esp32", "dig.espdl", "dig_debug.espdl", picture() / 255, 1, 10)
+        espdl_project.files("esp32", "dig.espdl", "dig_debug.espdl", picture() / 255, 1, 10, None)
 
 
 # Stand-ins for the headers of esp-dl and ESP-IDF, cut down to what main.cpp uses. Signatures as in espressif/esp-dl:
@@ -344,14 +344,14 @@ int main() { app_main(); }
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory) -> dict[int, Path]:
-    """The program for 10 and for 100 classes, linked with the fake model."""
+    """The program for 10 classes, unsure below 0.5, and for 100, never unsure; linked with the fake model."""
     if not shutil.which("g++"):
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("espdl_project")
     write({**STUBS, "fake.cpp": FAKE_MODEL}, folder)
     subprocess.run([*CPP, "-c", "fake.cpp", "-o", "fake.o"], cwd=folder, check=True)
-    for nb_classes in (10, 100):
-        write(project(nb_classes=nb_classes), folder / str(nb_classes))
+    for nb_classes, threshold in ((10, 0.5), (100, None)):
+        write(project(nb_classes=nb_classes, threshold=threshold), folder / str(nb_classes))
         main = f"{nb_classes}/main/main.cpp"
         subprocess.run([*CPP, "-I.", main, "fake.o", "-o", f"program{nb_classes}"], cwd=folder, check=True)
     return {nb_classes: folder / f"program{nb_classes}" for nb_classes in (10, 100)}
@@ -370,13 +370,16 @@ def test_the_program_prints_class_and_confidence(programs, nb_classes, best, nam
     logits = [top - 2 - i % 5 for i in range(nb_classes)]
     logits[best] = top
     lines = run(programs[nb_classes], logits, OUTPUT_TYPE=output_type, OUTPUT_EXPONENT=exponent)
-    confidence = 100 / sum(math.exp((logit - top) * 2.0**exponent) for logit in logits)
+    powers = [math.exp((logit - top) * 2.0**exponent) for logit in logits]
+    counted = [best] if nb_classes == 10 else [best - 1, best, best + 1]
+    confidence = 100 * sum(powers[i] for i in counted) / sum(powers)
+    unsure = " (unsure)" if nb_classes == 10 and confidence < 50 else ""
     assert lines == [
         "load debug at 0, alive 1",
         "TEST PASS",
         "load release at 0, alive 1",
         "input " + " ".join(map(str, picture().astype(int).ravel() - 128)),
-        f"CLASS {names[0]}, confidence {confidence:.1f} %, true class {names[1]}",
+        f"CLASS {names[0]}{unsure}, confidence {confidence:.1f} %, true class {names[1]}",
         "profile",
     ]
 

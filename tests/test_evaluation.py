@@ -13,18 +13,56 @@ def test_metrics_count_on_the_ring():
     assert scores["within_0.2"] == pytest.approx(5 / 6, abs=1e-6)
     # 9.9 and 0.0 are digit 0; 3.4 is 3 but 3.5 and up are 4; 0.5 is 1 but 0.4 is 0.
     assert scores["digit"] == pytest.approx(2 / 6, abs=1e-6)
+    assert scores["whole_digit_errors"] == 0
+
+
+def test_a_whole_digit_is_ten_tenths_on_the_ring():
+    tenths = np.array([0, 5, 5, 50, 99])
+    predicted = np.array([90, 96, 95, 41, 20])
+    assert evaluation.judge(predicted, tenths, 100)["whole_digit_errors"].tolist() == [True, False, True, False, True]
 
 
 def test_ten_classes_are_measured_against_the_nearest_digit():
     scores = evaluation.metrics(np.array([4, 0, 3]), np.array([35, 95, 35]), 10)
-    assert scores == {"accuracy": pytest.approx(2 / 3, abs=1e-6)}
+    assert scores == {
+        "accuracy": pytest.approx(2 / 3, abs=1e-6),
+        "whole_digit_errors": pytest.approx(1 / 3, abs=1e-6),
+    }
 
 
 def test_groups_are_measured_apart_and_absent_ones_left_out():
     scores = evaluation.grouped_metrics(
         np.array([1, 2, 3]), np.array([10, 20, 40]), np.array([0, 0, 2]), ["a", "b", "c"], 10
     )
-    assert scores == {"a": {"n": 2, "accuracy": 1.0}, "c": {"n": 1, "accuracy": 0.0}}
+    assert scores == {
+        "a": {"n": 2, "accuracy": 1.0, "whole_digit_errors": 0.0},
+        "c": {"n": 1, "accuracy": 0.0, "whole_digit_errors": 1.0},
+    }
+    # Of the pictures two thirds are right, but a meter counts as a meter.
+    assert evaluation.mean_over(scores) == {"accuracy": 0.5, "whole_digit_errors": 0.5}
+
+
+def test_the_interval_is_as_wide_as_meters_differ(rng):
+    meters = np.repeat(np.arange(20), 100)
+    alike = rng.random(2000) < 0.9
+    low, high = evaluation.interval(alike, meters)
+    # As for independent pictures: 1.96 * sqrt(0.9 * 0.1 / 2000) on each side.
+    assert (high - low) / 2 == pytest.approx(0.0131, rel=0.4)
+    assert low < alike.mean() < high
+    # Two of 20 meters are always read wrongly: 1.96 * sqrt(0.9 * 0.1 / 20) on each side.
+    low, high = evaluation.interval(meters >= 2, meters)
+    assert (high - low) / 2 == pytest.approx(0.13, rel=0.25)
+    assert evaluation.interval(meters >= 2, meters) == [low, high]
+
+
+def test_meters_weigh_by_their_pictures_in_the_interval():
+    right, meters = np.array([True] * 90 + [False] * 10), np.array([3] * 90 + [7] * 10)
+    # Of two meters only 0, 1 and 2 times the large one can be drawn: 0, 0.9 or 1.
+    assert evaluation.interval(right, meters) == [0.0, 1.0]
+
+
+def test_one_meter_says_nothing_about_others():
+    assert evaluation.interval(np.array([True, False]), np.array([4, 4])) is None
 
 
 def test_order_is_kept_over_several_workers(trained_run, rng, monkeypatch):

@@ -162,4 +162,7 @@ def test_the_text_for_esphome():
         **{"CONV_2D": "2", "FULLY_CONNECTED": "1", "MAX_POOL_2D": "2"},
         **{"QUANTIZE": "2", "RESHAPE": "1"},
     }
-    assert "arena: not measured" in manifest.companion_text("a_esphome.tflite", content, 10)
+    assert "Recommended confidence: none\n" in text
+    text = manifest.companion_text("a_esphome.tflite", content, 10, recommended_confidence=0.87125)
+    assert "arena: not measured" in text
+    assert "Recommended confidence: 0.8712\n" in text

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from utils import report
+from utils.confidence import Readings
 
 
 @pytest.fixture
@@ -57,6 +58,23 @@ def test_no_error_gives_an_empty_sheet(tmp_path, drawn):
     report.worst_predictions(tmp_path / "w.png", np.zeros((10, 32, 20, 3), np.uint8), np.arange(10), logits, 10, "t")
     assert drawn["w.png"].get_suptitle() == "t: 0 of 10 pictures wrong"
     assert (tmp_path / "w.png").stat().st_size > 0
+
+
+def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, drawn):
+    sure = np.repeat([0.95, 0.5, 0.02], [60, 40, 2])
+    right = np.arange(102) < 70
+    readings = {"test": Readings(sure, right & (sure > 0.9), right)}
+    report.reliability(tmp_path / "r.png", readings, 0.9, 100, "file")
+    upper, coverage, lower = drawn["r.png"].axes
+    # Two readings are too few for a share.
+    np.testing.assert_allclose(upper.lines[1].get_xydata(), [[0.5, 0], [0.95, 1]])
+    assert list(lower.lines[0].get_ydata()) == [2, 40, 60]
+    curve, point = coverage.lines[1:]
+    np.testing.assert_allclose(curve.get_xydata(), [[60 / 102, 1], [100 / 102, 0.7], [1, 70 / 102]])
+    np.testing.assert_allclose(point.get_xydata(), [[60 / 102, 1]])
+    assert coverage.get_ylabel() == "share of them within 0.1"
+    report.reliability(tmp_path / "r.png", readings, None, 10, "file")
+    assert len(drawn["r.png"].axes[1].lines) == 2
 
 
 def test_table_lines_up():

@@ -16,7 +16,7 @@ LAYERS = {
     ],
     2: [
         *("models", "utils.sources", "utils.augmentation", "utils.teaching", "utils.quantization", "utils.micro"),
-        "utils.devices",
+        *("utils.devices", "utils.confidence"),
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
     3: [
@@ -33,7 +33,7 @@ LAYERS = {
     ],
     6: [
         *("utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"),
-        *("utils.report_sections", "utils.measuring"),
+        *("utils.report_sections", "utils.measuring", "utils.scoring", "utils.temperature"),
     ],
     7: ["utils.deployment", "utils.inspection_page", "utils.report_page", "utils.comparison"],
     8: ["utils.session", "utils.benchmark", "utils.benchmark_report"],

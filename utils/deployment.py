@@ -8,7 +8,19 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils import espdl_deployment, export, fake_quant, gate, golden, loader, manifest, runs, targets, training
+from utils import (
+    espdl_deployment,
+    export,
+    fake_quant,
+    gate,
+    golden,
+    loader,
+    manifest,
+    runs,
+    targets,
+    temperature,
+    training,
+)
 from utils import settings as settings_module
 from utils.espdl import Espdl
 from utils.gate import Verdict
@@ -59,6 +71,7 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
         files.append(DeviceFile(f"{model.name}_ptq.tflite", content, kind))
         log.info("training %s on with fake quantisation", model.name)
         training.fit_quantized(quantized, splits, settings)
+        temperature.fold(quantized, splits, settings)
         kind = "qat"
     samples = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
     # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
@@ -114,9 +127,18 @@ def facts(files: list[DeviceFile]) -> dict[str, dict]:
 
 
 def write_papers(
-    run_dir: Path, files: list[DeviceFile], splits: Splits, settings: Settings, mode: str, scores: dict
+    run_dir: Path,
+    files: list[DeviceFile],
+    splits: Splits,
+    settings: Settings,
+    mode: str,
+    scores: dict,
+    threshold: float | None,
 ) -> None:
-    """Writes ``manifest.json`` and what goes with each file: companions, ``golden/`` pictures, ESP-IDF projects."""
+    """Writes ``manifest.json`` and what goes with each file: companions, ``golden/`` pictures, ESP-IDF projects.
+
+    All files get the recommended confidence ``threshold``, 0..1 or None; ``scores`` say what each reads with it.
+    """
     settings_hash = hashlib.sha256(settings_module.to_json(settings).encode()).hexdigest()
     origin = manifest.Training(splits.fingerprint, settings_hash, mode)
     entries = []
@@ -124,19 +146,20 @@ def write_papers(
         verdicts = [file.verdict] if file.verdict else []
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
         nb_classes = settings.nb_classes
-        entries.append(manifest.file_entry(file.name, file.content, nb_classes, verdicts, entry_scores, origin))
+        described = (file.name, file.content, nb_classes, verdicts, entry_scores, origin, threshold)
+        entries.append(manifest.file_entry(*described))
         if file.kind == "espdl":
-            espdl_deployment.write(run_dir, file.verdict.target, file.name, file.espdl, splits)
+            espdl_deployment.write(run_dir, file.verdict.target, file.name, file.espdl, splits, threshold)
         elif file.kind != "float":
             _write_golden(run_dir, file, splits)
         if file.companion:
-            text = manifest.companion_text(file.name, file.content, nb_classes, file.verdict.arena_bytes)
+            text = manifest.companion_text(file.name, file.content, nb_classes, file.verdict.arena_bytes, threshold)
             runs.write_text(run_dir / file.companion, text)
     runs.write_json(run_dir / runs.MANIFEST_FILE, manifest.build(entries))
 
 
 def _plain(scores: dict) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if not isinstance(value, dict)}
+    return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
 def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:

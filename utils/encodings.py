@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import labels, micro
+from utils import confidence, labels, micro
 from utils.errors import UserError
 from utils.tflite_file import FileFacts, First, TensorFacts
 
@@ -101,10 +101,11 @@ def probabilities(outputs: np.ndarray, last: str) -> np.ndarray:
         return _around(outputs)
     if last == "softmax":
         return outputs
-    # Infinite ones become NaN, which the caller refuses.
+    if last != "sigmoid":
+        return confidence.softmax(outputs)
+    # What is no number stays so, for the caller to refuse.
     with np.errstate(invalid="ignore"):
-        powers = outputs if last == "sigmoid" else np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return outputs / outputs.sum(axis=1, keepdims=True)
 
 
 def _around(outputs: np.ndarray) -> np.ndarray:

@@ -46,8 +46,11 @@ def make(
         yield chips.file_name(model.name, chip), made, verdict
 
 
-def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits) -> None:
-    """Writes what goes with the file ``name``: the one with test values, all scales, the project ``espdl_<chip>/``."""
+def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits, threshold: float | None) -> None:
+    """Writes what goes with the file ``name``: the one with test values, all scales, the project ``espdl_<chip>/``.
+
+    The project calls a reading with less than the confidence ``threshold`` unsure.
+    """
     stem = Path(name).stem
     debug_name = name.replace(".espdl", "_debug.espdl")
     runs.write(run_dir / debug_name, lambda partial: partial.write_bytes(made.debug))
@@ -55,7 +58,7 @@ def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits) -> N
     folder = run_dir / espdl_project.folder(chip)
     shown = np.concatenate(list(splits.measured.values()))[:1]
     (picture,), (true_class,) = splits.pool.images(shown), splits.pool.classes(shown)
-    texts = espdl_project.files(chip, name, debug_name, picture, int(true_class), splits.pool.nb_classes)
+    texts = espdl_project.files(chip, name, debug_name, picture, int(true_class), splits.pool.nb_classes, threshold)
     for path, text in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         runs.write_text(folder / path, text)

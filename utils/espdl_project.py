@@ -65,7 +65,8 @@ Project for ESP-IDF @idf_versions; the first build downloads esp-dl @esp_dl_vers
     idf.py set-target @target build flash monitor
 
 It checks the chip's arithmetic with the test values inside `@debug_file`, prints `TEST PASS` or `TEST FAIL`,
-reads the picture in `main/picture.h` with `@release_file` and prints class, confidence, memory and time of each layer.
+reads the picture in `main/picture.h` with `@release_file` and prints class, confidence (unsure below
+the recommended one, see `manifest.json`), memory and time of each layer.
 Only `@release_file` belongs into your product; it takes bytes `pixel - 128`, rows first, colours last.
 `sdkconfig.defaults` says what the board must have. Without PSRAM delete its lines with `SPIRAM`;
 after any change there delete the file `sdkconfig` before building again.
@@ -146,6 +147,7 @@ extern const uint8_t debug_espdl[] asm("@debug_symbol");
 extern const uint8_t release_espdl[] asm("@release_symbol");
 
 static constexpr int NB_CLASSES = @nb_classes;
+static constexpr float UNSURE_BELOW = @{threshold}f; // the recommended confidence; 0: none is recommended
 static constexpr int PICTURE_EXPONENT = -7; // the picture's bytes stand for (pixel - 128) / 128
 
 // nullptr, after a message, unless the file could be loaded and was made for this chip.
@@ -222,7 +224,14 @@ extern "C" void app_main(void)
     for (float logit : logits) {
         sum += std::exp(logit - *best);
     }
-    printf("CLASS %s, confidence %.1f %%, ", class_name(best - logits.begin()).c_str(), 100 / sum);
+    // Of tenths, which people disagree about by one, the two neighbours count, too.
+    const int classes = logits.size(), read = best - logits.begin(), reach = classes == 100 ? 1 : 0;
+    float confidence = 0;
+    for (int step = -reach; step <= reach; step++) {
+        confidence += std::exp(logits[(read + step + classes) % classes] - *best) / sum;
+    }
+    const char *verdict = confidence < UNSURE_BELOW ? " (unsure)" : "";
+    printf("CLASS %s%s, confidence %.1f %%, ", class_name(read).c_str(), verdict, 100 * confidence);
     printf("true class %s\\n", class_name(PICTURE_CLASS).c_str());
     model->profile();
 }
@@ -247,7 +256,13 @@ def folder(target: str) -> str:
 
 
 def files(
-    target: str, release_file: str, debug_file: str, picture: np.ndarray, true_class: int, nb_classes: int
+    target: str,
+    release_file: str,
+    debug_file: str,
+    picture: np.ndarray,
+    true_class: int,
+    nb_classes: int,
+    threshold: float | None,
 ) -> dict[str, str]:
     """Text files of the project by their path in its folder; the caller adds the two files to ``MODEL_FOLDER`` in it.
 
@@ -261,6 +276,7 @@ def files(
         picture: ``(H, W, C)`` uint8, as the model takes it.
         true_class: class of the picture, 0 to ``nb_classes`` - 1.
         nb_classes: 10 or 100.
+        threshold: confidence 0..1 below which a reading is called unsure; None: no reading is.
 
     Raises:
         ProjectError: another chip, or names that can't stand in CMake and C files or become one name in C.
@@ -279,6 +295,7 @@ def files(
         "idf_versions": IDF_VERSIONS,
         "esp_dl_version": ESP_DL_VERSION,
         "nb_classes": nb_classes,
+        "threshold": f"{threshold or 0:.6f}",
         **_picture_values(picture, true_class, nb_classes),
     }
     return {path: _Template(text).substitute(values) for path, text in _TEMPLATES.items()}

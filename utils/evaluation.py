@@ -1,6 +1,6 @@
 """The same metrics for a Keras model and for an exported file, on the same pictures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
@@ -10,6 +10,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from utils import console, espdl_file, espdl_run, labels, micro, tflite_file
 
 BATCH = 512  # pictures a step of the Keras model
+RESAMPLES = 1000  # of the meters, for an interval
 
 
 def keras_logits(model, images: np.ndarray) -> np.ndarray:
@@ -95,23 +96,34 @@ def tie_share(logits: np.ndarray) -> float:
     return round(float((largest[:, 0] == largest[:, 1]).mean()), 6)
 
 
-def metrics(predicted: np.ndarray, tenths: np.ndarray, nb_classes: int) -> dict[str, float]:
-    """Shares 0..1 of right readings.
+def judge(predicted: np.ndarray, tenths: np.ndarray, nb_classes: int) -> dict[str, np.ndarray]:
+    """What is true of each reading, ``(N,)`` bool by name; :func:`metrics` has the shares.
 
     ``accuracy``: the class itself. For 100 classes also ``within_0.1`` and ``within_0.2``: at most one or two tenths
     off on the ring (9.9 is next to 0.0); ``digit``: the same nearest digit, by the rule of ``labels.to_classes``.
+    ``whole_digit_errors``, the one that is better small: a whole digit or more wrong, ten tenths on the ring.
 
     Args:
         predicted: class numbers, ``(N,)``.
         tenths: true labels 0..99, ``(N,)``.
         nb_classes: 10 or 100.
     """
-    scores = {"accuracy": predicted == labels.to_classes(tenths, nb_classes)}
-    if nb_classes == 100:
-        distance = labels.ring_distance(predicted, tenths, 100)
-        scores |= {"within_0.1": distance <= 1, "within_0.2": distance <= 2}
-        scores["digit"] = labels.to_classes(predicted, 10) == labels.to_classes(tenths, 10)
-    return {name: round(float(np.mean(right)), 6) for name, right in scores.items()}
+    exact = predicted == labels.to_classes(tenths, nb_classes)
+    if nb_classes != 100:
+        return {"accuracy": exact, "whole_digit_errors": ~exact}
+    distance = labels.ring_distance(predicted, tenths, 100)
+    return {
+        "accuracy": exact,
+        "within_0.1": distance <= 1,
+        "within_0.2": distance <= 2,
+        "digit": labels.to_classes(predicted, 10) == labels.to_classes(tenths, 10),
+        "whole_digit_errors": distance >= 10,
+    }
+
+
+def metrics(predicted: np.ndarray, tenths: np.ndarray, nb_classes: int) -> dict[str, float]:
+    """Shares 0..1 of the readings of which is true what :func:`judge` says, with the same arguments."""
+    return {name: round(float(np.mean(true)), 6) for name, true in judge(predicted, tenths, nb_classes).items()}
 
 
 def grouped_metrics(
@@ -123,3 +135,31 @@ def grouped_metrics(
         names[group]: {"n": int((mine := groups == group).sum()), **metrics(predicted[mine], tenths[mine], nb_classes)}
         for group in np.unique(groups)
     }
+
+
+def mean_over(grouped: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each score over the groups of :func:`grouped_metrics`: a meter of ten pictures counts like any other."""
+    rows = list(grouped.values())
+    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0] if name != "n"}
+
+
+def interval(right: np.ndarray, groups: np.ndarray) -> list[float] | None:
+    """Low and high end of the 95 % interval of the share of ``right``, had other meters of the kind been measured.
+
+    Bootstrap over whole meters, since pictures of one meter are alike (Davison and Hinkley 1997, "Bootstrap Methods and
+    their Application", 3.8): meters are drawn ``RESAMPLES`` times with replacement, always the same ones.
+
+    Args:
+        right: ``(N,)`` bool.
+        groups: the meter of each picture, ``(N,)`` int.
+
+    Returns:
+        Shares 0..1, or None of a single meter: that says nothing about others.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    counts, hits = np.bincount(group), np.bincount(group, right)
+    if len(counts) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))
+    shares = hits[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return [round(float(end), 6) for end in np.percentile(shares, (2.5, 97.5))]

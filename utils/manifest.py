@@ -33,8 +33,12 @@ CLASS_NAMES = {
     100: "class / 10 = digit.tenth",
 }
 DECODINGS = {
-    "logits": "class = index of the largest output; confidence = softmax of the dequantised outputs",
-    "probabilities": "class = index of the largest output; confidence = that output, dequantised",
+    "logits": "class = index of the largest output; probabilities = softmax of the dequantised outputs",
+    "probabilities": "class = index of the largest output; probabilities = the dequantised outputs",
+}
+CONFIDENCES = {
+    **dict.fromkeys((10, 11), "confidence = probability of the class"),
+    100: "confidence = probabilities of the class and of its two neighbours (0 is next to 99) added up",
 }
 
 # One key a line: a type, a set of the values allowed, a text the value must match (regular expression), a tuple of
@@ -129,7 +133,11 @@ def file_entry(
             "encoding": ENCODINGS[facts.input.dtype],
         },
         "output": {**_number_format(facts.output), "count": facts.output.shape[-1], "meaning": meaning},
-        "classes": {"count": nb_classes, "names": CLASS_NAMES[nb_classes], "decoding": DECODINGS[meaning]},
+        "classes": {
+            "count": nb_classes,
+            "names": CLASS_NAMES[nb_classes],
+            "decoding": f"{DECODINGS[meaning]}; {CONFIDENCES[nb_classes]}",
+        },
         "recommended_confidence": recommended_confidence,
         "arena": _arena(verdicts),
         "operators": list(facts.operators),
@@ -167,8 +175,12 @@ def recommended_arena(measured: int | None) -> int | None:
     return None if measured is None else math.ceil(measured * ARENA_MARGIN / 1024) * 1024
 
 
-def companion_text(name: str, content: bytes, nb_classes: int, arena: int | None = None) -> str:
+def companion_text(
+    name: str, content: bytes, nb_classes: int, arena: int | None = None, recommended_confidence: float | None = None
+) -> str:
     """The text next to the file ``name`` from which ESPHome's component takes the operators; ``arena`` as measured.
+
+    ``recommended_confidence``, 0..1, is for the person who sets the component's threshold.
 
     Raises:
         FileError: no TFLite file.
@@ -190,6 +202,8 @@ def companion_text(name: str, content: bytes, nb_classes: int, arena: int | None
         f"Recommended tensor arena: {recommended // 1024} KB"
         if recommended
         else "Recommended tensor arena: not measured",
+        f"Recommended confidence: {'none' if recommended_confidence is None else f'{recommended_confidence:.4f}'}",
+        f"  {CONFIDENCES[nb_classes]}",
         "",
         # The component's parser wants this heading, two spaces, and an empty line after the list.
         f"Unique operator types: {len(counts)}",

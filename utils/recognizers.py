@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import console, encodings, espdl_file, espdl_run, micro, model_files, runs, tflite_file
+from utils import confidence, console, encodings, espdl_file, espdl_run, micro, model_files, runs, tflite_file
 from utils import settings as settings_module
 from utils.encodings import RAW, PixelRange
 from utils.errors import UserError
@@ -97,7 +97,7 @@ def decide(model: Recognizer, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
         raise RecognizerError(f"{model.file}: {error}") from error
     if not np.isfinite(probabilities).all():
         raise RecognizerError(f"{model.file}: its outputs are not finite; take another file")
-    return probabilities.argmax(axis=1), probabilities.max(axis=1)
+    return probabilities.argmax(axis=1), confidence.of_shares(probabilities)
 
 
 def _find(path: Path | None, output_dir: Path) -> Path:

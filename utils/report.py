@@ -1,6 +1,7 @@
 """What a person looks at after a run: plots, a sheet of the worst errors, the final table."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from utils import labels, runs
+from utils import confidence, labels, runs
+from utils.confidence import Readings
 
 CONFUSION_FILE = "confusion_matrix.png"
 SHEET_COLUMNS = 10
@@ -20,7 +22,11 @@ HISTORY = {
     "accuracy": ("accuracy", "val_accuracy"),
     "learning rate": ("learning_rate",),
 }
-SCORE_TITLES = {"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"}
+MIN_READINGS = 20  # from which on a share is drawn: that of few jumps between none and all
+SCORE_TITLES = {
+    **{"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"},
+    "whole_digit_errors": "off by a digit",
+}
 
 
 def training_history(path: Path, rows: list[dict[str, float]], best_epoch: int) -> None:
@@ -79,7 +85,7 @@ def worst_predictions(
         nb_classes: 10 or 100.
         title: printed above the sheet.
     """
-    predicted, confidence = logits.argmax(axis=1), confidences(logits)
+    predicted, sure = logits.argmax(axis=1), confidence.of(logits)
     wrong = surest_errors(true, logits, nb_classes)
     shown = wrong[: SHEET_COLUMNS * SHEET_ROWS]
     rows = max(1, math.ceil(len(shown) / SHEET_COLUMNS))
@@ -91,7 +97,7 @@ def worst_predictions(
         if number < len(shown):
             index = shown[number]
             axes.imshow(_rgb(images[index]))
-            text = f"true {names[true[index]]}\nread {names[predicted[index]]}\n{confidence[index]:.0%}"
+            text = f"true {names[true[index]]}\nread {names[predicted[index]]}\n{sure[index]:.0%}"
             axes.set_title(text, fontsize=8)
     _save(figure, path)
 
@@ -108,18 +114,63 @@ def surest_errors(true: np.ndarray, logits: np.ndarray, nb_classes: int) -> np.n
     """
     distance = labels.ring_distance(logits.argmax(axis=1), true, nb_classes)
     wrong = np.flatnonzero(distance > (1 if nb_classes == 100 else 0))
-    return wrong[np.argsort(-confidences(logits)[wrong], kind="stable")]
+    return wrong[np.argsort(-confidence.of(logits)[wrong], kind="stable")]
 
 
-def confidences(logits: np.ndarray) -> np.ndarray:
-    """Probability 0..1 of the class that is read, ``(N,)``, by softmax."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return 1 / shifted.sum(axis=1)
+def reliability(
+    path: Path, readings: Mapping[str, Readings], threshold: float | None, nb_classes: int, title: str
+) -> None:
+    """How far confidence can be believed, as a PNG, one line a test set.
+
+    At the left, in bins of confidence, the share of readings that are right, and how many there are; at the right,
+    which share of the accepted readings is right when the least sure ones are refused.
+
+    Args:
+        path: of the PNG.
+        readings: of each test set.
+        threshold: the recommended confidence, 0..1, or None; marked at the right.
+        nb_classes: 10 or 100.
+        title: printed above.
+    """
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplot_mosaic("ac;ac;ac;bc")
+    right = "within 0.1" if nb_classes == 100 else "right"
+    _calibration(panels["a"], panels["b"], readings, right)
+    _coverage(panels["c"], readings, threshold, right)
+    for axes in panels.values():
+        axes.grid(alpha=0.3)
+    _save(figure, path)
 
 
-def main_metric(nb_classes: int) -> str:
-    """The score by which models are compared: ``within_0.1`` for 100 classes, ``accuracy`` for 10."""
-    return "within_0.1" if nb_classes == 100 else "accuracy"
+def _calibration(upper: Axes, lower: Axes, readings: Mapping[str, Readings], right: str) -> None:
+    lower.sharex(upper)
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
+    for name, read in readings.items():
+        mean, share, counts = confidence.bins(read.confidences, read.right).T
+        error = confidence.calibration_error(read.confidences, read.right)
+        many = counts >= MIN_READINGS
+        upper.plot(mean[many], share[many], marker=".", label=f"{name}: off by {error:.3f} on average")
+        lower.plot(mean, counts, marker=".")
+    upper.set(ylabel=f"share of readings {right}", xlim=(0, 1), ylim=(0, 1))
+    upper.tick_params(labelbottom=False)
+    upper.legend(loc="upper left")
+    lower.set(xlabel="confidence", ylabel="pictures", yscale="log")
+
+
+def _coverage(axes: Axes, readings: Mapping[str, Readings], threshold: float | None, right: str) -> None:
+    axes.axhline(confidence.GOAL, color="grey", linestyle="--", linewidth=1, label=f"{confidence.GOAL:.1%}")
+    for name, read in readings.items():
+        thresholds, counts, shares = confidence.accepted(read.confidences, read.right)
+        seen = counts >= min(len(read.right), MIN_READINGS)
+        (line,) = axes.plot(counts[seen] / len(read.right), shares[seen], label=name)
+        above = np.flatnonzero(thresholds >= (2 if threshold is None else threshold))
+        if len(above):
+            at = above[-1]
+            text = f"{name}, confidence {threshold:.3f} and up"
+            axes.plot(counts[at] / len(read.right), shares[at], "o", color=line.get_color(), label=text)
+    axes.set(xlabel="share of readings accepted, surest first", ylabel=f"share of them {right}", xlim=(0, 1))
+    axes.legend(loc="lower left")
 
 
 def tuning(path: Path, trials: list[dict], objective: str) -> None:

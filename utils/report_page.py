@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from utils import markup, report, runs
+from utils import labels, markup, runs
 from utils.report_sections import SECTIONS, Run
 from utils.runs import RunError
 
@@ -34,7 +34,7 @@ def write(run_dir: Path) -> Path:
 
 def _page(folder: Path) -> str:
     results = json.loads((folder / runs.RESULTS_FILE).read_bytes())
-    run = Run(folder, results, report.main_metric(results["nb_classes"]))
+    run = Run(folder, results, labels.main_metric(results["nb_classes"]))
     made = {title: text for title, make in SECTIONS.items() if (text := make(run))}
     links = "".join(f"<li><a href='#{_anchor(title)}'>{title}</a></li>" for title in made)
     parts = (f"<section id='{_anchor(title)}'><h2>{title}</h2>{text}</section>" for title, text in made.items())

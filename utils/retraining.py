@@ -4,10 +4,9 @@ import dataclasses
 import logging
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from utils import evaluation, labels, model_files, report_page, review, runs, session
+from utils import confidence, evaluation, labels, model_files, report_page, review, runs, session
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.review import Reviewed
@@ -99,7 +98,7 @@ def summary(outcome: Outcome, judgement: Judgement) -> str:
 
 
 def _score(nb_classes: int) -> tuple[str, str]:
-    return ("within_0.1", "within 0.1") if nb_classes == 100 else ("accuracy", "right")
+    return labels.main_metric(nb_classes), "within 0.1" if nb_classes == 100 else "right"
 
 
 def _right(logits: np.ndarray, splits: Splits, indices: np.ndarray) -> float:
@@ -146,5 +145,5 @@ def _reviewed(splits: Splits, bad: np.ndarray, old: np.ndarray, new: np.ndarray,
 
 
 def _answers(logits: np.ndarray, names: list[str]) -> list[tuple[str, float]]:
-    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    return [(names[row.argmax()], float(row.max())) for row in probabilities]
+    read, sure = logits.argmax(axis=1), confidence.of(logits)
+    return [(names[number], float(share)) for number, share in zip(read, sure, strict=True)]

@@ -15,6 +15,7 @@ import numpy as np
 import models
 from utils import (
     complexity,
+    confidence,
     console,
     deployment,
     devices,
@@ -26,7 +27,9 @@ from utils import (
     report,
     report_page,
     runs,
+    scoring,
     targets,
+    temperature,
     training,
     worst_readings,
 )
@@ -126,14 +129,16 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     runs.save_settings(run_dir, settings, model.name, splits.fingerprint)
     with runs.hold(run_dir):
         log.info("fine-tuning %s in %s", model_file, run_dir)
-        before = {} if new_head else _sets_of(old, splits)
+        before = {} if new_head else scoring.sets_of(old, splits)
         teacher = old if plan.new and not new_head else None
         seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
         model.trainable = True
+        scale = temperature.fold(model, splits, settings)
         runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
         model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
         fitted = {**dataclasses.asdict(plan), "trained_parameters": free, **fine_tuning.facts(chosen)}
         results = _results(model, splits, settings, mode, run_dir, fitted)
+        results["temperature"] = scale
         results["before"] = {"file": str(model_file), "sets": before}
         results["timing"] = _timing(seconds, started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
@@ -154,7 +159,7 @@ def summary(outcomes: list[Outcome]) -> str:
             size = f"{outcome.results['parameters']:,} parameters"
             work = f"{outcome.results['multiply_accumulates']:,} multiply-accumulates"
             notes.append(f"{outcome.architecture}: {size}, {work}, in {outcome.run_dir}")
-            notes.append(f"{outcome.architecture}: recommended is {outcome.results['recommended']}")
+            notes.append(f"{outcome.architecture}: {_recommendation(outcome.results)}")
             notes += [f"{outcome.architecture}: {text}" for text in refusals(outcome)]
     return "\n".join([report.table(rows), "", *notes])
 
@@ -167,6 +172,14 @@ def refusals(outcome: Outcome) -> list[str]:
         for target, verdict in devices.items()
         for reason in verdict["reasons"]
     ]
+
+
+def _recommendation(results: dict) -> str:
+    threshold = results["recommended_confidence"]
+    unsure = "at no confidence are its readings sure enough"
+    if threshold is not None:
+        unsure = f"its readings are unsure below a confidence of {threshold:.4f}"
+    return f"recommended is {results['recommended']}; {unsure}"
 
 
 def _in_process(name: str, settings: Settings, options: Options, threads: int) -> Outcome:
@@ -206,7 +219,9 @@ def _run(
         report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+        scale = temperature.fold_best(model, run_dir, splits, settings)
         results = _results(model, splits, settings, mode, run_dir, _training_facts(fitted))
+        results["temperature"] = scale
         results |= {"tuned_by": options.tuned_by} if options.tuned_by else {}
         results["timing"] = _timing(fitted.seconds, started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
@@ -243,9 +258,15 @@ def _deliver(model: keras.Model, splits: Splits, settings: Settings, mode: Quant
     files = deployment.accepted(made)
     for file in files:
         runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
-    scores, recommended = _score(model, files, splits, run_dir)
-    deployment.write_papers(run_dir, files, splits, settings, mode.label, scores)
-    return {"files": scores, "recommended": recommended, "devices": deployment.facts(made)}
+    recommended, threshold = _recommend(files, splits)
+    scores = _score(model, files, splits, run_dir, recommended, threshold)
+    deployment.write_papers(run_dir, files, splits, settings, mode.label, scores, threshold)
+    return {
+        "files": scores,
+        "recommended": recommended,
+        "recommended_confidence": threshold,
+        "devices": deployment.facts(made),
+    }
 
 
 def _training_facts(fitted: training.Training) -> dict:
@@ -256,9 +277,14 @@ def _training_facts(fitted: training.Training) -> dict:
 
 
 def _score(
-    model: keras.Model, files: list[deployment.DeviceFile], splits: Splits, run_dir: Path
-) -> tuple[dict[str, dict], str]:
-    """Measures every file on every test set and draws the plots of the recommended one, whose name comes second."""
+    model: keras.Model,
+    files: list[deployment.DeviceFile],
+    splits: Splits,
+    run_dir: Path,
+    recommended: str,
+    threshold: float | None,
+) -> dict[str, dict]:
+    """Measures every file on every test set and draws the plots of the recommended one."""
     pool = splits.pool
     indices = np.concatenate(list(splits.measured.values()))
     images, classes = pool.images(indices), pool.classes(indices)
@@ -267,28 +293,16 @@ def _score(
         logits[file.name] = evaluation.file_logits(file.name, file.content, images)
     reference = logits[runs.BEST_MODEL_FILE].argmax(axis=1)
     entries = {
-        file: {"bytes": (run_dir / file).stat().st_size, "sets": _sets(splits, values, reference)}
+        file: {"bytes": (run_dir / file).stat().st_size, "sets": scoring.sets(splits, values, reference, threshold)}
         for file, values in logits.items()
     }
-    recommended = _recommend(files, splits)
     values, title = logits[recommended], f"{recommended} on {', '.join(splits.measured)}"
     report.confusion_matrix(run_dir / report.CONFUSION_FILE, classes, values.argmax(axis=1), pool.nb_classes, title)
     worst_readings.save(run_dir, recommended, splits, indices, values)
     report.worst_predictions(run_dir / "worst_predictions.png", images, classes, values, pool.nb_classes, title)
-    return entries, recommended
-
-
-def _sets(splits: Splits, logits: np.ndarray, reference: np.ndarray) -> dict[str, dict]:
-    """Scores on each test set; ``logits`` and the Keras model's classes are those of all sets, one after the other."""
-    ends = np.cumsum([len(part) for part in splits.measured.values()])[:-1]
-    parts = zip(splits.measured.items(), np.split(logits, ends), np.split(reference, ends), strict=True)
-    return {name: _scores(splits, indices, *values) for (name, indices), *values in parts}
-
-
-def _sets_of(model: keras.Model, splits: Splits) -> dict[str, dict]:
-    images = splits.pool.images(np.concatenate(list(splits.measured.values())))
-    logits = evaluation.keras_logits(model, images)
-    return _sets(splits, logits, logits.argmax(axis=1))
+    readings = scoring.readings(splits, values)
+    report.reliability(run_dir / "reliability.png", readings, threshold, pool.nb_classes, recommended)
+    return entries
 
 
 def _quantizable(name: str) -> bool:
@@ -296,29 +310,23 @@ def _quantizable(name: str) -> bool:
     return models.get(name).quantizable if name in models.available() else True
 
 
-def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> str:
-    """The quantised file that reads most validation pictures right, the post-training one if they are equal."""
+def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> tuple[str, float | None]:
+    """The quantised file that reads most validation pictures right, the post-training one if they are equal.
+
+    Returns:
+        Its name, and the confidence below which its readings are better refused, see :func:`confidence.recommended`.
+    """
+    pool, pictures = splits.pool, splits.validation
     first_of_kind = {file.kind: file for file in reversed(files)}
-    candidates = [first_of_kind[kind] for kind in ("ptq", "qat") if kind in first_of_kind]
-    if len(candidates) < 2:
-        return (candidates or files)[0].name
-    images, classes = splits.pool.images(splits.validation), splits.pool.classes(splits.validation)
-    right = [(evaluation.tflite_logits(f.content, images).argmax(axis=1) == classes).sum() for f in candidates]
-    return candidates[int(np.argmax(right))].name
-
-
-def _scores(splits: Splits, indices: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> dict:
-    pool = splits.pool
-    tenths, predicted = pool.tenths[indices], logits.argmax(axis=1)
-
-    def grouped(groups: np.ndarray, names: tuple[str, ...]) -> dict:
-        return evaluation.grouped_metrics(predicted, tenths, groups[indices], names, pool.nb_classes)
-
-    return {
-        "n": len(indices),
-        **evaluation.metrics(predicted, tenths, pool.nb_classes),
-        "ties": evaluation.tie_share(logits),
-        "agreement": round(float((predicted == reference).mean()), 6),
-        "per_source": grouped(pool.source_ids, pool.source_names),
-        "per_meter": grouped(pool.meter_ids, pool.meter_names),
-    }
+    candidates = [first_of_kind[kind] for kind in ("ptq", "qat") if kind in first_of_kind] or files[:1]
+    images, classes = pool.images(pictures), pool.classes(pictures)
+    logits = {file.name: evaluation.file_logits(file.name, file.content, images) for file in candidates}
+    name = max(logits, key=lambda name: (logits[name].argmax(axis=1) == classes).sum())
+    reading = scoring.reading(splits, pictures, logits[name])
+    threshold = confidence.recommended(reading.confidences, reading.right)
+    if threshold is None:
+        log.warning(
+            "%s: no confidence recommended, since at none %.1f %% of %d or more accepted validation pictures are right",
+            *(name, 100 * confidence.GOAL, confidence.ENOUGH),
+        )
+    return name, threshold

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import labels, markup, report, runs
+from utils import confidence, labels, markup, report, runs
 from utils.loader import Splits
 
 MOST_METERS = 15
@@ -53,7 +53,7 @@ def _pictures(splits: Splits, indices: np.ndarray, logits: np.ndarray, wrong: np
     _, first = np.unique(splits.clusters[indices[wrong]], return_index=True)
     chosen = wrong[np.sort(first)][:MOST_PICTURES]
     names = labels.class_names(pool.nb_classes)
-    answers = zip(logits[chosen].argmax(axis=1), report.confidences(logits[chosen]), strict=True)
+    answers = zip(logits[chosen].argmax(axis=1), confidence.of(logits[chosen]), strict=True)
     shown = zip(indices[chosen], pool.classes(indices[chosen]), pool.images(indices[chosen]), answers, strict=True)
     return [
         {

@@ -1,0 +1,51 @@
+import json
+
+import numpy as np
+import pytest
+
+from utils import confidence, evaluation, loader, scoring
+
+
+def test_each_set_has_its_own_figures(trained_run):
+    outcome, _, splits = trained_run
+    content = (outcome.run_dir / "cnn32_quantized.tflite").read_bytes()
+    logits = evaluation.tflite_logits(content, splits.pool.images(splits.measured["test"]))
+    scores = outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]
+    assert scores == scoring.sets(
+        splits, logits, logits.argmax(axis=1), outcome.results["recommended_confidence"]
+    )["test"] | {"agreement": scores["agreement"]}  # fmt: skip
+    right = logits.argmax(axis=1) == splits.pool.classes(splits.measured["test"])
+    meters = splits.pool.meter_ids[splits.measured["test"]]
+    assert scores["mean_over_meters"]["accuracy"] == pytest.approx(
+        np.mean([right[meters == meter].mean() for meter in np.unique(meters)]), abs=1e-5
+    )
+    assert scores["interval_95"] == {"accuracy": evaluation.interval(right, meters)}
+    assert scores["calibration_error"] == confidence.calibration_error(confidence.of(logits), right)
+    assert scores["coverage"][0]["coverage"] == 1
+    assert scores["coverage"][0]["accuracy"] == pytest.approx(scores["accuracy"])
+
+
+def test_the_recommended_confidence_comes_from_validation_pictures(trained_run):
+    outcome, _, splits = trained_run
+    content = (outcome.run_dir / outcome.results["recommended"]).read_bytes()
+    logits = evaluation.tflite_logits(content, splits.pool.images(splits.validation))
+    read = scoring.reading(splits, splits.validation, logits)
+    threshold = confidence.recommended(read.confidences, read.right)
+    assert outcome.results["recommended_confidence"] == threshold
+    papers = json.loads((outcome.run_dir / "manifest.json").read_text())
+    assert {entry["recommended_confidence"] for entry in papers["files"]} == {threshold}
+    assert all(isinstance(value, int | float) for value in papers["files"][0]["scores"]["test"].values())
+
+
+def test_hundred_classes_count_a_tenth_as_right(tiny):
+    splits = loader.load(tiny(nb_classes=100, data_sources=[{"name": "s", "type": "synthetic", "count": 300}]))
+    tenths = splits.pool.tenths[splits.measured["test"]].astype(int)
+    logits = 9 * np.eye(100, dtype=np.float32)[(tenths + 1) % 100]
+    (read,) = scoring.readings(splits, logits).values()
+    assert read.right.all()
+    scores = scoring.sets(splits, logits, logits.argmax(axis=1), 0.5)["test"]
+    assert scores["at_recommended_confidence"] == {"coverage": 1.0, "within_0.1": 1.0}
+    # Always right, and as sure as the tenth that is read and its two neighbours make it.
+    powers = np.exp([9, 0])
+    assert scores["calibration_error"] == pytest.approx(1 - (powers @ [1, 2]) / (powers @ [1, 99]), abs=1e-5)
+    assert scores["whole_digit_errors"] == 0

@@ -1,0 +1,107 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from utils import confidence, evaluation, export, fake_quant, loader, runs, temperature
+
+
+@pytest.fixture
+def unsure(trained_run):
+    """The trained model with logits three times as large, so three times too sure; settings and pictures."""
+    outcome, settings, splits = trained_run
+    model = keras.models.load_model(outcome.run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([3 * kernel, 3 * bias])
+    return model, settings, splits
+
+
+def network(end) -> keras.Model:
+    image = keras.Input((32, 20, 1))
+    return keras.Model(image, end(layers.Rescaling(1 / 128, offset=-1)(image)), name="end")
+
+
+def test_folding_divides_the_logits_and_reads_the_same(unsure):
+    model, settings, splits = unsure
+    images = splits.pool.images(splits.measured["test"])
+    before = evaluation.keras_logits(model, images)
+    found = temperature.fold(model, splits, settings)
+    after = evaluation.keras_logits(model, images)
+    assert found > 1.5
+    np.testing.assert_allclose(after, before / found, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(after.argmax(axis=1), before.argmax(axis=1))
+    # Folded once, there is nothing left to do.
+    assert temperature.fold(model, splits, settings) == pytest.approx(1, abs=0.001)
+
+
+def test_a_quantised_file_changes_in_the_scale_of_its_output_only(unsure):
+    model, settings, splits = unsure
+    images = splits.pool.images(splits.measured["test"][:50])
+    quantized = fake_quant.quantize(model, loader.calibration_images(splits, 200, 0))
+    before = evaluation.tflite_logits(export.integer_tflite(quantized, "int8"), images)
+    low, high = list(fake_quant.ranges(quantized).values())[-1]
+    found = temperature.fold(quantized, splits, settings)
+    assert list(fake_quant.ranges(quantized).values())[-1] == pytest.approx((low / found, high / found), rel=1e-4)
+    after = evaluation.tflite_logits(export.integer_tflite(quantized, "int8"), images)
+    np.testing.assert_allclose(after, before / found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: layers.GlobalAveragePooling2D()(layers.Conv2D(10, 3)(x)),
+        lambda x: layers.Dropout(0.5)(layers.Dense(10, use_bias=False)(layers.Flatten()(x))),
+    ],
+)
+def test_layers_behind_the_last_weights_pass_it_on(unsure, end, monkeypatch):
+    _, settings, splits = unsure
+    monkeypatch.setattr(confidence, "temperature", lambda logits, classes: 1.7)
+    model, images = network(end), splits.pool.images(splits.validation[:20])
+    before = evaluation.keras_logits(model, images)
+    assert temperature.fold(model, splits, settings) == 1.7
+    np.testing.assert_allclose(evaluation.keras_logits(model, images), before / 1.7, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: layers.BatchNormalization()(layers.Dense(10)(layers.Flatten()(x))),
+        lambda x: layers.Dense(10, activation="relu")(layers.Flatten()(x)),
+        lambda x: layers.Add()([layers.Dense(10)(layers.Flatten()(x)), layers.Dense(10)(layers.Flatten()(x))]),
+        lambda x: (shared := layers.Dense(10))(layers.Dense(10)(shared(layers.Dense(10)(layers.Flatten()(x))))),
+    ],
+)
+def test_other_ends_are_left_alone(unsure, end, caplog):
+    _, settings, splits = unsure
+    model = network(end)
+    before = model.get_weights()
+    assert temperature.fold(model, splits, settings) is None
+    assert "no dense or convolution layer without activation ends it" in caplog.text
+    for weight, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+def test_shares_of_neighbouring_digits_stay_shares(unsure, caplog):
+    model, settings, splits = unsure
+    caplog.set_level("INFO")
+    assert temperature.fold(model, splits, dataclasses.replace(settings, label_spread=5.0)) is None
+    assert "shares of neighbouring digits" in caplog.text
+
+
+def test_a_resumed_run_folds_once(unsure, tmp_path):
+    model, settings, splits = unsure
+    path = tmp_path / runs.BEST_MODEL_FILE
+    model.save(path)
+    found = temperature.fold_best(model, tmp_path, splits, settings)
+    content = path.read_bytes()
+    again = keras.models.load_model(path, compile=False, safe_mode=True)
+    np.testing.assert_array_equal(again.layers[-1].get_weights()[0], model.layers[-1].get_weights()[0])
+    assert temperature.fold_best(again, tmp_path, splits, settings) == found
+    assert path.read_bytes() == content
+    # A best model that has been trained anew is folded anew.
+    kernel, bias = again.layers[-1].get_weights()
+    again.layers[-1].set_weights([2 * kernel, 2 * bias])
+    again.save(path)
+    assert temperature.fold_best(again, tmp_path, splits, settings) == pytest.approx(2, rel=0.01)

@@ -1,0 +1,95 @@
+"""Puts a temperature into a trained model's last layer: its confidence becomes the share of readings that are right.
+
+Which class is read doesn't change, and no device computes anything more.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import keras
+from keras import layers
+
+from utils import confidence, evaluation, fake_quant, runs, targets
+from utils.loader import Splits
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FOLDED_FILE = "temperature.json"
+# What multiplies all its inputs by a number gives these outputs multiplied by it.
+PASSING = (
+    *(layers.Flatten, layers.Reshape, layers.Dropout, layers.Identity),
+    *(layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
+    fake_quant.ActivationRange,
+)
+
+
+def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None:
+    """Divides a model's logits by the temperature that the validation pictures ask for, in place.
+
+    The last layer's weights are divided, of a fake-quantised model its output range, too: its file then changes in
+    nothing but the scale of the output.
+
+    Args:
+        model: raw pixels in, logits out.
+        splits: the pictures.
+        settings: say what the outputs mean: 10 shares of neighbouring digits, from which a device reads the tenth, must
+            stay what they are.
+
+    Returns:
+        The temperature; None, with the reason in the log, where the model stays as it is.
+    """
+    scaled, pictures = _scaled(model), splits.validation
+    if settings.nb_classes == 10 and targets.soft_labels(settings):
+        log.info("%s: no temperature, since its outputs are shares of neighbouring digits", model.name)
+        return None
+    if not scaled:
+        log.warning("%s: no temperature, since no dense or convolution layer without activation ends it", model.name)
+        return None
+    logits = evaluation.keras_logits(model, splits.pool.images(pictures))
+    found = confidence.temperature(logits, splits.pool.classes(pictures))
+    if found is None:
+        log.warning("%s: no temperature, since the %d validation pictures don't settle one", model.name, len(pictures))
+        return None
+    for layer in scaled:
+        layer.set_weights([weight / found for weight in layer.get_weights()])
+    log.info("%s: confidence calibrated with temperature %.4f", model.name, found)
+    return found
+
+
+def fold_best(model: keras.Model, run_dir: Path, splits: Splits, settings: Settings) -> float | None:
+    """:func:`fold` of a run's best model, just loaded, and of its file: once, however often the run is resumed."""
+    path, note = run_dir / runs.BEST_MODEL_FILE, run_dir / runs.CHECKPOINT_FOLDER / FOLDED_FILE
+    if note.is_file():
+        earlier = json.loads(note.read_text())
+        if earlier["sha256"] == _sha256(path):
+            return earlier["temperature"]
+    found = fold(model, splits, settings)
+    if found is not None:
+        note.parent.mkdir(exist_ok=True)
+
+        def save(partial: Path) -> None:
+            # The note names the file that is about to appear: whenever the run breaks off, it tells which one is there.
+            model.save(partial)
+            runs.write_json(note, {"temperature": found, "sha256": _sha256(partial)})
+
+        runs.write(path, save)
+    return found
+
+
+def _scaled(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers from the end back to the one that makes the logits; none if the logits can't be scaled."""
+    found = []
+    tensor = model.output
+    while isinstance(layer := tensor._keras_history.operation, PASSING):
+        found.append(layer)
+        tensor = layer._inbound_nodes[tensor._keras_history.node_index].input_tensors[0]
+    makes_logits = isinstance(layer, layers.Dense | layers.Conv2D) and layer.activation is keras.activations.linear
+    # A layer that is used twice would change elsewhere, too.
+    return [*found, layer] if makes_logits and len(layer._inbound_nodes) == 1 else []
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
