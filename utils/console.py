@@ -100,8 +100,15 @@ def quiet_native() -> Iterator[None]:
 
 
 def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
-    """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used."""
+    """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used.
+
+    Where Keras has another backend (``KERAS_BACKEND``) TensorFlow is left alone: it need not be installed.
+    """
     with quiet_native():
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            return
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)

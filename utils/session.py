@@ -86,6 +86,8 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
 def resume(run_dir: Path, options: Options) -> Outcome:
     """Finishes a run that was broken off, from its last checkpoint, with the settings it was started with.
 
+    One that was trained by another Keras backend than TensorFlow gets its files for devices.
+
     Raises:
         RunError: no unfinished run there, or another process is at it.
         DataError: the pictures are not those the run was started with.
@@ -198,16 +200,22 @@ def _run(
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint)
     with runs.hold(run_dir):
         log.info("training %s in %s", architecture.name, run_dir)
-        fitted = training.fit(model, splits, settings, run_dir)
-        report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
+        results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
-        results = _results(model, splits, settings, mode, run_dir, _training_facts(fitted))
-        results |= {"tuned_by": options.tuned_by} if options.tuned_by else {}
-        results["timing"] = _timing(fitted.seconds, started)
+        results |= _results(model, splits, settings, mode, run_dir, results["training"])
+        results["timing"] = _timing(results["timing"]["training_s"], started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
+
+
+def _fit(model: keras.Model, splits: Splits, settings: Settings, options: Options, run_dir: Path) -> dict:
+    """Trains; returns what ``results.json`` is to hold of it."""
+    fitted = training.fit(model, splits, settings, run_dir)
+    report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
+    results = {"training": _training_facts(fitted), "timing": {"training_s": fitted.seconds}}
+    return results | ({"tuned_by": options.tuned_by} if options.tuned_by else {})
 
 
 def _results(
@@ -234,12 +242,21 @@ def _timing(training_seconds: float, started: float) -> dict[str, float]:
 
 def _deliver(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode, run_dir: Path) -> dict:
     """Converts, gates, writes and measures the files; returns their part of the results."""
-    made = deployment.make(model, splits, settings, mode)
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        log.warning(
+            "no files for devices: TensorFlow makes them and Keras runs on %s; with TensorFlow,"
+            " train.py --resume %s makes them of this run",
+            backend,
+            run_dir,
+        )
+    made = deployment.make(model, splits, settings, mode) if backend == "tensorflow" else []
     files = deployment.accepted(made)
     for file in files:
         runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
     scores, recommended = _score(model, files, splits, run_dir)
-    deployment.write_papers(run_dir, files, splits, settings, mode.label, scores)
+    if files:
+        deployment.write_papers(run_dir, files, splits, settings, mode.label, scores)
     return {"files": scores, "recommended": recommended, "devices": deployment.facts(made)}
 
 
@@ -291,11 +308,14 @@ def _quantizable(name: str) -> bool:
 
 
 def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> str:
-    """The quantised file that reads most validation pictures right, the post-training one if they are equal."""
+    """The quantised file that reads most validation pictures right, the post-training one if they are equal.
+
+    Without quantised files the float one, without any the Keras model.
+    """
     first_of_kind = {file.kind: file for file in reversed(files)}
     candidates = [first_of_kind[kind] for kind in ("ptq", "qat") if kind in first_of_kind]
     if len(candidates) < 2:
-        return (candidates or files)[0].name
+        return (candidates or files)[0].name if files else runs.BEST_MODEL_FILE
     images, classes = splits.pool.images(splits.validation), splits.pool.classes(splits.validation)
     right = [(evaluation.tflite_logits(f.content, images).argmax(axis=1) == classes).sum() for f in candidates]
     return candidates[int(np.argmax(right))].name
