@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.browser import BROWSER, Browser
 from utils import settings as settings_module
 from utils import synthetic
 
@@ -85,6 +86,16 @@ def trained_run(tmp_path_factory):
     (outcome,) = session.train(["cnn32"], settings, session.Options(), splits)
     assert outcome.error == ""
     return outcome, settings, splits
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A browser without a window; tests that need it are skipped where there is none."""
+    if BROWSER is None:
+        pytest.skip("no Chromium here")
+    browser = Browser(tmp_path)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

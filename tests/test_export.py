@@ -3,7 +3,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from keras.models import load_model
 
-from utils import evaluation, export, fake_quant
+from utils import evaluation, export, fake_quant, gate
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,15 @@ def test_a_failing_converter_is_reported(trained, monkeypatch):
     monkeypatch.setattr(tf.lite.TFLiteConverter, "convert", broken, raising=False)
     with pytest.raises(export.ExportError, match="no such luck"):
         export._convert(type("Converter", (), {"convert": broken})())
+
+
+def test_ten_digits_for_ai_on_the_edge_come_as_probabilities(trained):
+    model, calibration, test = trained
+    quantized = fake_quant.with_rgb_input(fake_quant.quantize(model, calibration))
+    content = export.integer_tflite(quantized, "float32", probabilities=True)
+    verdict = gate.check("ai_on_the_edge", content, 10, soft_labels=True, images=np.repeat(test, 3, axis=-1))
+    assert verdict.accepted, verdict.reasons
+    logits = evaluation.tflite_logits(export.integer_tflite(quantized, "float32"), test)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    # One of 256 steps of the 8-bit softmax, and what its tables of exponentials lose.
+    np.testing.assert_allclose(np.exp(evaluation.tflite_logits(content, test)), expected, atol=0.02)

@@ -214,7 +214,17 @@ def test_single_steps_are_rounding(monkeypatch):
 
 
 def test_a_tie_reads_either_way():
-    assert gate._tied(np.array([[3, 1, 3], [3, 1, 2]])).tolist() == [True, False]
+    first, second = np.array([[3.0, 1, 3]]), np.array([[3.0, 1, 2]])
+    assert not list(gate._differences(first, second, 1.0, allowed=1))
+    (reason,) = gate._differences(second, second[:, ::-1], 1.0, allowed=1)
+    assert reason == "TFLite Micro reads 1 of 1 pictures differently from LiteRT"
+
+
+def test_an_8_bit_softmax_may_be_some_steps_off():
+    first, second = np.array([[120.0, 0, 116]]), np.array([[116.0, 0, 120]])
+    assert not list(gate._differences(first, second, 1.0, allowed=gate.SOFTMAX_STEPS))
+    (reason,) = gate._differences(first, second + [6, 0, 0], 1.0, allowed=3)
+    assert "4 steps off LiteRT's; 3 is the most" in reason
 
 
 def test_an_unknown_target_is_refused():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.kitchen import put
 from utils import inspection, inspection_page, markup, pictures, synthetic
-from utils.inspection import KINDS, Inspection
+from utils.inspection import KINDS, Inspected, Inspection
 from utils.recognizers import Recognizer
 from utils.sources import SourceError
 
@@ -155,6 +155,12 @@ def test_a_model_that_disagrees_confidently(folder, model, label, suspicious):
     inspected = inspection.inspect([folder], model)
     assert "suspicious" in inspected.kinds
     assert bool(inspection.of_kind(inspected.found, "suspicious")) == suspicious
+
+
+def test_doubtful_labels_come_surest_first():
+    doubts = [Inspected("s", f"{doubt}.png", doubt=doubt, findings={"suspicious": "x"}) for doubt in (0.91, 0.99, 0.95)]
+    found = [*doubts, Inspected("s", "good.png")]
+    assert [one.doubt for one in inspection.of_kind(found, "suspicious")] == [0.99, 0.95, 0.91]
 
 
 def test_a_damaged_picture_is_not_shown_to_the_model(folder):

@@ -186,6 +186,8 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
         ("datasets/inspect.py", [], "SOURCE"),
         ("datasets/inspect.py", ["nowhere"], "folder nowhere not found"),
         ("datasets/inspect.py", ["tests", "--model", "README.md"], "README.md: this is no model"),
+        ("datasets/inspect.py", ["tests", "--html", "nowhere/a.html"], "nowhere/a.html: cannot be written"),
+        ("report.py", ["--help"], "RUN_DIR"),
         ("tuner.py", ["--help"], "--trials N"),
         ("tuner.py", ["--model", "cnn23"], "'cnn23': did you mean cnn32?"),
         ("tuner.py", ["--trials", "0"], "--trials: needs a number of at least 1"),

@@ -11,6 +11,7 @@ from utils.loader import DataError
 FILES = {
     "settings.json", "best_model.keras", "cnn32_float.tflite", "cnn32_quantized.tflite", "training_history.png",
     "manifest.json", "golden", "training_log.csv", "confusion_matrix.png", "worst_predictions.png", "results.json",
+    "worst_readings.json", "report.html",
 }  # fmt: skip
 
 
@@ -53,6 +54,21 @@ def test_results_hold_what_the_files_score(trained_run):
     assert results["parameters"] == 189_642
     assert results["files"]["cnn32_float.tflite"]["sets"]["test"]["agreement"] == 1
     assert results["files"]["cnn32_quantized.tflite"]["bytes"] < 0.3 * results["files"]["cnn32_float.tflite"]["bytes"]
+
+
+def test_the_page_shows_the_surest_errors_of_the_recommended_file(trained_run):
+    outcome, _, _ = trained_run
+    page = (outcome.run_dir / "report.html").read_text()
+    saved = json.loads((outcome.run_dir / "worst_readings.json").read_text())
+    assert saved["file"] == outcome.results["recommended"] == "cnn32_quantized.tflite"
+    meters = {meter["meter"]: meter for meter in saved["meters"]}
+    scores = outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]
+    assert len(meters) == 15
+    for name, meter in meters.items():
+        assert meter["n"] == scores["per_meter"][name]["n"]
+        assert 1 - meter["wrong"] / meter["n"] == pytest.approx(scores["per_meter"][name]["accuracy"], abs=1e-6)
+        assert all(picture["png"] in page for picture in meter["pictures"])
+    assert f"<b>{100 * scores['accuracy']:.1f} %</b>" in page
 
 
 def test_hundred_classes_and_test_sources_are_measured_on_the_ring(tiny):
@@ -153,9 +169,9 @@ def test_resume_notices_changed_pictures(tiny, monkeypatch, picture_folder):
 
 
 def test_confidence_does_not_overflow():
-    from utils.report import _confidence
+    from utils.report import confidences
 
-    np.testing.assert_allclose(_confidence(np.array([[1000.0, 0.0], [0.0, 0.0]])), [1.0, 0.5])
+    np.testing.assert_allclose(confidences(np.array([[1000.0, 0.0], [0.0, 0.0]])), [1.0, 0.5])
 
 
 def test_summary_of_a_run(trained_run):

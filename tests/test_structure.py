@@ -19,17 +19,25 @@ LAYERS = {
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
     3: ["utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
-    4: ["utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_files"],
+    4: [
+        "utils.frontier",
+        "utils.report",
+        "utils.trials",
+        "utils.loader",
+        "utils.gate",
+        "utils.export",
+        "utils.model_files",
+    ],
     5: [
         "utils.recognizers",
-        *("utils.evaluation", "utils.report", "utils.training", "utils.manifest", "utils.golden"),
-        *("utils.espdl_gate", "utils.oracle"),
+        *("utils.evaluation", "utils.training", "utils.manifest", "utils.golden"),
+        *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings"),
     ],
-    6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"],
-    7: ["utils.deployment", "utils.inspection_page"],
+    6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection", "utils.report_sections"],
+    7: ["utils.deployment", "utils.inspection_page", "utils.report_page"],
     8: ["utils.session"],
     9: ["utils.retraining", "utils.tuning"],
-    10: ["train", "fine-tune", "retrain", "predict", "tuner"],
+    10: ["train", "fine-tune", "retrain", "predict", "tuner", "report"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 ARCHITECTURES = {f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if path.stem[0] != "_"}

@@ -28,7 +28,7 @@ def fit(tiny, tmp_path):
 
 
 def rows_of(folder):
-    with (folder / training.LOG_FILE).open() as file:
+    with (folder / runs.TRAINING_LOG_FILE).open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 

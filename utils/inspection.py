@@ -40,7 +40,8 @@ class Inspected:
 
     ``place`` is the picture's path; ``tenths`` its label 0..99, None if it has none; ``label`` that as text; ``size``
     width and height in the file; ``image`` SHAPE uint8; ``group`` has one number for identical pictures, ``cluster``
-    one for near twins; ``findings`` say what is wrong, by kind.
+    one for near twins; ``doubt`` is the confidence 0..1 of a model that reads another label; ``findings`` say what is
+    wrong, by kind.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Inspected:
     image: np.ndarray | None = None
     group: int = -1
     cluster: int = -1
+    doubt: float = 0.0
     findings: dict[str, str] = field(default_factory=dict)
 
 
@@ -107,8 +109,10 @@ def by_source(found: Sequence[Inspected]) -> dict[str, list[Inspected]]:
 
 
 def of_kind(found: Sequence[Inspected], kind: str) -> list[Inspected]:
-    """The pictures with a finding of that kind; copies and twins stand together."""
+    """The pictures with a finding of that kind; copies and twins stand together, doubtful labels surest first."""
     chosen = [one for one in found if kind in one.findings]
+    if kind == "suspicious":
+        return sorted(chosen, key=lambda one: -one.doubt)
     if kind == "near twin":
         return sorted(chosen, key=lambda one: one.cluster)
     return sorted(chosen, key=lambda one: one.group) if kind in ("duplicate", "two labels") else chosen
@@ -200,6 +204,7 @@ def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> Non
             if one.image is None or one.tenths is None or confidence < threshold:
                 continue
             if _contradicts(int(number), one.tenths, len(model.names)):
+                one.doubt = float(confidence)
                 one.findings["suspicious"] = f"read as {model.names[number]} ({confidence:.0%})"
 
 

@@ -14,7 +14,7 @@ def page(title: str, inspected: Inspection) -> str:
     sources = inspection.by_source(inspected.found)
     return "\n".join(
         [
-            markup.HEAD.format(policy=_POLICY, title=markup.escaped(title), style=_STYLE),
+            markup.HEAD.format(policy=markup.policy(), title=markup.escaped(title), style=_STYLE),
             f"<header><h1>{markup.escaped(title)}</h1>",
             f"<p>{markup.count(len(inspected.found), 'picture')} in {markup.count(len(sources), 'folder')}</p>",
             f"<ul class='kinds'>{''.join(_link(kind, len(part)) for kind, part in chosen.items())}</ul></header><main>",
@@ -33,26 +33,15 @@ def _link(kind: str, count: int) -> str:
 
 def _source(name: str, part: Sequence[Inspected]) -> str:
     gaps = inspection.missing([one.tenths for one in part])
-    labels = [(str(digit), counts) for digit, counts in enumerate(inspection.label_counts(part))]
-    meters = list(inspection.meter_counts(part).items())
+    labels = [[str(digit), *counts] for digit, counts in enumerate(inspection.label_counts(part))]
+    meters = [[meter, *counts] for meter, counts in inspection.meter_counts(part).items()]
     return (
         f"<section><h2>{markup.escaped(name)}</h2><p>{markup.count(len(part), 'picture')} with a label. "
         f"{'No picture of: ' + ', '.join(gaps) if gaps else 'Every label occurs'}.</p><div class='tables'>"
-        + _table("Pictures by meter and digit", ["meter", "all", "labels", *map(str, range(10))], meters)
-        + _table("Pictures by label", ["digit", *(f".{tenth}" for tenth in range(10))], labels)
+        + markup.table("Pictures by meter and digit", ["meter", "all", "labels", *map(str, range(10))], meters)
+        + markup.table("Pictures by label", ["digit", *(f".{tenth}" for tenth in range(10))], labels)
         + "</div></section>"
     )
-
-
-def _table(caption: str, heading: list[str], rows: list[tuple[str, list[int]]]) -> str:
-    head = "".join(f"<th scope='col'>{text}</th>" for text in heading)
-    body = "".join(
-        f"<tr><th scope='row'>{markup.escaped(name)}</th>"
-        + "".join(f"<td>{count:,}</td>" if count else "<td class='none'>0</td>" for count in counts)
-        + "</tr>"
-        for name, counts in rows
-    )
-    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _kind(kind: str, chosen: Sequence[Inspected]) -> str:
@@ -72,26 +61,19 @@ def _card(one: Inspected, finding: str) -> str:
             f"src='data:image/png;base64,{markup.png(one.image)}'>"
         )
     return (
-        f"<li>{picture}<div><b>{markup.escaped(one.label or 'no label')}</b><p>{_breakable(finding)}</p>"
-        f"<small><bdi>{_breakable(one.place)}</bdi></small></div></li>"
+        f"<li>{picture}<div><b>{markup.escaped(one.label or 'no label')}</b><p>{markup.breakable(finding)}</p>"
+        f"<small><bdi>{markup.breakable(one.place)}</bdi></small></div></li>"
     )
-
-
-def _breakable(text: str) -> str:
-    """Text with paths in it, which a browser would not break at their slashes."""
-    return markup.escaped(text).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _anchor(kind: str) -> str:
     return kind.replace(" ", "-")
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: #f5f5f3; --card: #fff; --line: #d4d4cf; --text: #1d1d1b; --soft: #5c5c57;
-  --accent: #0b57a4; }
-@media (prefers-color-scheme: dark) { :root { --ground: #161617; --card: #222224; --line: #45454a; --text: #ececea;
-  --soft: #acaca6; --accent: #85baf2; } }
-* { box-sizing: border-box; }
+_STYLE = (
+    markup.COLOURS
+    + markup.TABLES
+    + """
 body { margin: 0; padding: 0 1.5rem 3rem; background: var(--ground); color: var(--text);
   font: 15px/1.45 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 1.2rem 0 0.4rem; overflow-wrap: anywhere; }
@@ -100,12 +82,6 @@ p { margin: 0.4rem 0; }
 a { color: var(--accent); }
 .kinds { columns: 25rem; padding: 0; list-style: none; max-width: 70rem; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; }
-th, td { padding: 0.15rem 0.5rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }
-th:first-child { text-align: left; max-width: 18rem; overflow-wrap: anywhere; }
-thead th { color: var(--soft); }
-.none { color: var(--soft); opacity: 0.6; }
 .grid { list-style: none; margin: 0.8rem 0; padding: 0; display: grid; gap: 0.6rem;
   grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .grid li { display: flex; gap: 0.8rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
@@ -117,5 +93,4 @@ img { height: 96px; width: 60px; flex: none; image-rendering: pixelated; }
 .gone { width: 60px; height: 96px; flex: none; display: grid; place-items: center; text-align: center;
   border: 1px dashed var(--line); color: var(--soft); font-size: 0.75rem; }
 """
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)

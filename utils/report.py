@@ -5,30 +5,43 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from utils import labels, runs
 
+CONFUSION_FILE = "confusion_matrix.png"
 SHEET_COLUMNS = 10
 SHEET_ROWS = 5
+# Of each panel of the training history the columns of training_log.csv that it shows.
+HISTORY = {
+    "loss": ("loss", "val_loss"),
+    "accuracy": ("accuracy", "val_accuracy"),
+    "learning rate": ("learning_rate",),
+}
 SCORE_TITLES = {"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"}
 
 
 def training_history(path: Path, rows: list[dict[str, float]], best_epoch: int) -> None:
     """Loss, accuracy and learning rate over the epochs as a PNG; the best epoch is marked."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
-    panels = (("loss", ("loss", "val_loss")), ("accuracy", ("accuracy", "val_accuracy")), ("learning rate", ()))
-    epochs = [row["epoch"] for row in rows]
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
-        for name in names or ("learning_rate",):
-            label = "validation" if name.startswith("val_") else "training"
-            axes.plot(epochs, [row[name] for row in rows], marker=".", label=label if names else None)
-        axes.axvline(best_epoch, color="grey", linestyle="--", label=f"best epoch {best_epoch}")
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        axes.legend()
+    for axes, title in zip(figure.subplots(1, 3), HISTORY, strict=True):
+        draw_history(axes, title, rows, best_epoch)
     _save(figure, path)
+
+
+def draw_history(axes: Axes, title: str, rows: list[dict[str, float]], best_epoch: int) -> None:
+    """One panel of :func:`training_history`, by its title in ``HISTORY``."""
+    epochs = [row["epoch"] for row in rows]
+    for name in HISTORY[title]:
+        label = "validation" if name.startswith("val_") else "training"
+        axes.plot(epochs, [row[name] for row in rows], marker=".", label=label if len(HISTORY[title]) > 1 else None)
+    axes.axvline(best_epoch, color="grey", linestyle="--", label=f"best epoch {best_epoch}")
+    axes.set(title=title, xlabel="epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def confusion_matrix(path: Path, true: np.ndarray, predicted: np.ndarray, nb_classes: int, title: str) -> None:
@@ -56,7 +69,7 @@ def worst_predictions(
 ) -> None:
     """The errors of which the model was surest, as a PNG sheet with true and predicted label and confidence.
 
-    With 100 classes only readings more than a tenth off count as errors, since people disagree by a tenth.
+    See :func:`surest_errors` for what counts as an error.
 
     Args:
         path: of the PNG.
@@ -66,10 +79,9 @@ def worst_predictions(
         nb_classes: 10 or 100.
         title: printed above the sheet.
     """
-    predicted, confidence = logits.argmax(axis=1), _confidence(logits)
-    distance = labels.ring_distance(predicted, true, nb_classes)
-    wrong = np.flatnonzero(distance > (1 if nb_classes == 100 else 0))
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHEET_COLUMNS * SHEET_ROWS]
+    predicted, confidence = logits.argmax(axis=1), confidences(logits)
+    wrong = surest_errors(true, logits, nb_classes)
+    shown = wrong[: SHEET_COLUMNS * SHEET_ROWS]
     rows = max(1, math.ceil(len(shown) / SHEET_COLUMNS))
     figure = Figure(figsize=(1.2 * SHEET_COLUMNS, 0.6 + 2.3 * rows), layout="constrained")
     figure.suptitle(f"{title}: {len(wrong)} of {len(true)} pictures wrong" + (", surest first" if len(shown) else ""))
@@ -82,6 +94,32 @@ def worst_predictions(
             text = f"true {names[true[index]]}\nread {names[predicted[index]]}\n{confidence[index]:.0%}"
             axes.set_title(text, fontsize=8)
     _save(figure, path)
+
+
+def surest_errors(true: np.ndarray, logits: np.ndarray, nb_classes: int) -> np.ndarray:
+    """Indices of the pictures that were read wrongly, ``(E,)`` int64, the surest error first.
+
+    With 100 classes only readings more than a tenth off count as errors, since people disagree by a tenth.
+
+    Args:
+        true: class numbers ``(N,)``.
+        logits: ``(N, nb_classes)``.
+        nb_classes: 10 or 100.
+    """
+    distance = labels.ring_distance(logits.argmax(axis=1), true, nb_classes)
+    wrong = np.flatnonzero(distance > (1 if nb_classes == 100 else 0))
+    return wrong[np.argsort(-confidences(logits)[wrong], kind="stable")]
+
+
+def confidences(logits: np.ndarray) -> np.ndarray:
+    """Probability 0..1 of the class that is read, ``(N,)``, by softmax."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return 1 / shifted.sum(axis=1)
+
+
+def main_metric(nb_classes: int) -> str:
+    """The score by which models are compared: ``within_0.1`` for 100 classes, ``accuracy`` for 10."""
+    return "within_0.1" if nb_classes == 100 else "accuracy"
 
 
 def tuning(path: Path, trials: list[dict], objective: str) -> None:
@@ -144,11 +182,6 @@ def result_rows(results: dict) -> list[list[str]]:
 def heading() -> list[str]:
     """Column titles for :func:`table`."""
     return ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "ties", "agrees with Keras"]
-
-
-def _confidence(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return 1 / shifted.sum(axis=1)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

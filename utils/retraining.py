@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils import evaluation, labels, model_files, review, runs, session
+from utils import evaluation, labels, model_files, report_page, review, runs, session
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.review import Reviewed
@@ -56,6 +56,7 @@ def retrain(model_file: Path, plan: Plan, settings: Settings, splits: Splits) ->
     judgement = judge(outcome.results, *right, len(aside), settings.retrain_max_drop)
     outcome.results["judgement"] = dataclasses.asdict(judgement)
     runs.write_json(outcome.run_dir / runs.RESULTS_FILE, outcome.results)
+    report_page.write(outcome.run_dir)
     folder = next(source["path"] for source in settings.data_sources if source["name"] == name)
     entries = _reviewed(splits, bad, old, new, aside)
     page = review.page(f"Failed readings, {outcome.run_dir.name}", entries, settings.nb_classes, str(folder))

@@ -97,7 +97,7 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
     )
     return "\n".join(
         [
-            markup.HEAD.format(policy=_POLICY, title=markup.escaped(title), style=_STYLE),
+            markup.HEAD.format(policy=markup.policy(SCRIPT), title=markup.escaped(title), style=_STYLE),
             f"<header><h1>{markup.escaped(title)}</h1>",
             f"<p>{markup.count(len(entries), 'picture')}: {counts['suspicious']} with a label that looks wrong, "
             f"{counts['wrong']} still read wrong by the new model, {counts['aside']} kept aside to measure.</p>",
@@ -192,13 +192,9 @@ def _read(who: str, reading: tuple[str, float]) -> str:
     return f"<dt>{who}</dt><dd>{markup.escaped(reading[0])} <small>{reading[1]:.0%}</small></dd>"
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: #f5f5f3; --card: #fff; --line: #d4d4cf; --text: #1d1d1b; --soft: #5c5c57;
-  --accent: #0b57a4; --on: #fff; --doubt: #a34700; --doubt-ground: #fdebd8; --bad: #b3151b; --edit: #e2eefb; }
-@media (prefers-color-scheme: dark) { :root { --ground: #161617; --card: #222224; --line: #45454a; --text: #ececea;
-  --soft: #acaca6; --accent: #85baf2; --on: #10253c; --doubt: #ffb877; --doubt-ground: #452c14; --bad: #ff8f8f;
-  --edit: #1a3149; } }
-* { box-sizing: border-box; }
+_STYLE = (
+    markup.COLOURS
+    + """
 body { margin: 0; background: var(--ground); color: var(--text); font: 15px/1.45 system-ui, sans-serif; }
 header, .bar, main { padding: 0 1.5rem; }
 header > p { max-width: 80ch; }
@@ -248,6 +244,7 @@ small { font-weight: 400; font-size: 0.85rem; color: var(--soft); }
 [data-show=suspicious] > li:not(.suspicious), [data-show=wrong] > li:not(.wrong),
 [data-show=aside] > li:not(.aside) { display: none; }
 """
+)
 
 SCRIPT = r"""
 "use strict";
@@ -347,11 +344,3 @@ addEventListener("beforeunload", event => { if (!saved && changed.size > 0) even
 cards.forEach(judge);
 tell();
 """
-
-# Runs this one script and nothing else, should a name ever get past the escaping; forbids every connection. The test
-# of the policy says what to put here after a change of the script.
-SCRIPT_HASH = "sha256-C4Ya9Vwsa4u2iwaSrJmWjz3EKy8VoH1YYODgoQEocbs="
-_POLICY = (
-    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'; "
-    "base-uri 'none'; form-action 'none'"
-)

@@ -17,6 +17,9 @@ from utils.settings import Settings
 
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
+TRAINING_LOG_FILE = "training_log.csv"
+WORST_READINGS_FILE = "worst_readings.json"
+ROBUSTNESS_FILE = "robustness.json"
 MANIFEST_FILE = "manifest.json"
 BEST_MODEL_FILE = "best_model.keras"
 CHECKPOINT_FOLDER = "checkpoints"

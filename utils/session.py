@@ -23,9 +23,11 @@ from utils import (
     model_files,
     quantization,
     report,
+    report_page,
     runs,
     targets,
     training,
+    worst_readings,
 )
 from utils.errors import UserError
 from utils.loader import Splits
@@ -137,6 +139,7 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
         results["before"] = {"file": str(model_file), "sets": before}
         results["timing"] = _timing(seconds, started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
+        report_page.write(run_dir)
     return Outcome(model.name, run_dir, results)
 
 
@@ -206,6 +209,7 @@ def _run(
         results |= _results(model, splits, settings, mode, run_dir, results["training"])
         results["timing"] = _timing(results["timing"]["training_s"], started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
+        report_page.write(run_dir)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
 
@@ -284,7 +288,8 @@ def _score(
     }
     recommended = _recommend(files, splits)
     values, title = logits[recommended], f"{recommended} on {', '.join(splits.measured)}"
-    report.confusion_matrix(run_dir / "confusion_matrix.png", classes, values.argmax(axis=1), pool.nb_classes, title)
+    report.confusion_matrix(run_dir / report.CONFUSION_FILE, classes, values.argmax(axis=1), pool.nb_classes, title)
+    worst_readings.save(run_dir, recommended, splits, indices, values)
     report.worst_predictions(run_dir / "worst_predictions.png", images, classes, values, pool.nb_classes, title)
     return entries, recommended
 

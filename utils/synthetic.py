@@ -85,7 +85,7 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
         shift_x=normal(0.07, 0.17) * aspect,
         shift_y=np.where(lcd, normal(0.04, 0.09), normal(0.012, 0.03)),
         angle=normal(0.025, 0.07),
-        shear=normal(0.025, 0.07),
+        shear=np.where(lcd, uniform(-0.03, 0.2), normal(0.03, 0.1)).astype(np.float32),
         typeface=typeface,
         boldness=np.where(lcd, uniform(-0.015, 0.01), uniform(-0.02, 0.04)),
     )
@@ -215,6 +215,17 @@ def _ghost_cover(rng: np.random.Generator, wheels: _Wheels, atlas: np.ndarray, x
     return np.maximum(unlit, shadow)
 
 
+def _pointer_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A mark or a bar on the window's side that points at the wheel, over its print."""
+    n, height, width = x.shape
+    half_height = some(rng, n, 0.08, 0.01, 0.035) * per_picture(wheels.rolls)
+    reach = per_picture(rng.uniform(0.15, 0.7, n) * width / height)
+    inward = x * per_picture(rng.choice([1, -1], n)) + width / height / 2
+    away = np.abs(y - per_picture(rng.uniform(-0.35, 0.35, n)))
+    bar = np.clip((half_height - away) * height + 0.5, 0, 1) * np.clip((reach - inward) * height, 0, 1)
+    return bar * (half_height > 0)
+
+
 def _paint_surroundings(rng: np.random.Generator, images: np.ndarray, wheels: _Wheels, window_x: np.ndarray,
                         window_y: np.ndarray, ground: np.ndarray) -> None:  # fmt: skip
     """The seams between the wheels and the window's edges, over ``images`` in place."""
@@ -234,6 +245,8 @@ def _paint_surroundings(rng: np.random.Generator, images: np.ndarray, wheels: _W
         reach = per_picture(rng.uniform(0.1, 0.5, n) * 2 * half * height)
         images *= (1 - some(rng, n, 0.25, 0.2, 0.75) * np.clip(1 + edge / reach, 0, 1))[:, None]
         _blend(images, np.clip(edge, 0, 1) * (depth > 0), tint)
+    bar = _grey(rng, n, 0, 1, 0.15).astype(np.float32)
+    _blend(images, _pointer_cover(rng, wheels, window_x, window_y), bar)
 
 
 # --- Public ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from utils.teaching import Teaching
 
 log = logging.getLogger(__name__)
 
-LOG_FILE = "training_log.csv"
 LOSSES = {
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
     "categorical_focal_crossentropy": keras.losses.CategoricalFocalCrossentropy,
@@ -110,7 +109,7 @@ class Recorder(keras.callbacks.Callback):
         if not math.isfinite(row["loss"]):
             raise TrainingError(f"the loss is {row['loss']} in epoch {epoch + 1}: set a lower LEARNING_RATE")
         self.rows.append({"epoch": epoch + 1, **row, "learning_rate": float(self.model.optimizer.learning_rate)})
-        runs.write(self.run_dir / LOG_FILE, self._write_log)
+        runs.write(self.run_dir / runs.TRAINING_LOG_FILE, self._write_log)
         if self.best_epoch == len(self.rows):
             runs.write(self.run_dir / runs.BEST_MODEL_FILE, self.network.save)
         if self.settings.checkpoint_epochs and (epoch + 1) % self.settings.checkpoint_epochs == 0:
@@ -272,7 +271,7 @@ def _resume(trainer: keras.Model, run_dir: Path) -> list[dict[str, float]]:
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.load_weights(checkpoints[-1])
     epochs = int(checkpoints[-1].name.split("_")[1].split(".")[0])
-    with (run_dir / LOG_FILE).open(newline="") as file:
+    with (run_dir / runs.TRAINING_LOG_FILE).open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
     log.info("resuming %s after epoch %d", run_dir, epochs)
     return [{**row, "epoch": int(row["epoch"])} for row in rows]

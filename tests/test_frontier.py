@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from utils import charts, frontier
+from utils.frontier import Point
+
+
+def results(kb: float, score: float, meters: dict[str, int] | None = None, nb_classes: int = 100) -> dict:
+    """What results.json holds of a run with one file, as far as it matters here."""
+    per_meter = {meter: {"n": count} for meter, count in (meters or {"a": 30, "b": 70}).items()}
+    sets = {"test": {"within_0.1": 0.99, "per_meter": {}}, "cellar": {"within_0.1": score, "per_meter": per_meter}}
+    files = {"m.keras": {"bytes": 9, "sets": {}}, "m.tflite": {"bytes": kb * 1024, "sets": sets}}
+    return {"nb_classes": nb_classes, "recommended": "m.tflite", "files": files}
+
+
+def run(folder: Path, name: str, content: dict | str) -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder / name
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(frontier, "ZOO", tmp_path / "runs" / "zoo")
+    return tmp_path / "runs" / "zoo"
+
+
+def test_only_models_measured_on_the_same_pictures_are_compared(tmp_path, zoo):
+    own = results(50, 0.95)
+    folder = run(tmp_path / "runs", "own", own)
+    run(tmp_path / "runs", "beside", results(80, 0.97))
+    run(zoo, "small", results(20, 0.93))
+    run(tmp_path / "runs", "other pictures", results(10, 0.99, {"a": 30, "b": 71}))
+    run(tmp_path / "runs", "other meters", results(10, 0.99, {"a": 30, "c": 70}))
+    run(tmp_path / "runs", "other classes", results(10, 0.99, nb_classes=10))
+    found = frontier.points(folder, own, "within_0.1")
+    assert found == [
+        Point("own", "this run", 50, 0.95),
+        Point("small", "zoo", 20, 0.93),
+        Point("beside", "other run", 80, 0.97),
+    ]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", "[]", "null", "[" * 100_000, '{"nb_classes": 100}', json.dumps(results(10, 7.0))],
+)
+def test_damaged_results_beside_a_run_are_passed_over(tmp_path, zoo, damage):
+    own = results(50, 0.95)
+    folder = run(tmp_path / "runs", "own", own)
+    run(tmp_path / "runs", "bad", damage)
+    assert [one.name for one in frontier.points(folder, own, "within_0.1")] == ["own"]
+
+
+def test_a_model_of_the_zoo_is_not_its_own_rival(zoo):
+    own = results(50, 0.95)
+    folder = run(zoo, "own", own)
+    assert [one.kind for one in frontier.points(folder, own, "within_0.1")] == ["this run"]
+
+
+@pytest.mark.parametrize(("count", "there"), [(3903 - 14, True), (3903 - 13, False)])
+def test_the_baseline_stands_beside_runs_on_its_pictures(tmp_path, zoo, count, there):
+    own = results(50, 0.95, {"first": count, **{f"m{number}": 1 for number in range(14)}})
+    found = frontier.points(run(tmp_path, "own", own), own, "within_0.1")
+    assert (frontier.BASELINE in found) == there
+
+
+def test_the_frontier_has_no_model_that_is_larger_and_no_better():
+    points = [
+        Point(str(n), "zoo", *at) for n, at in enumerate([(80, 0.97), (20, 0.93), (50, 0.93), (60, 0.9), (20, 0.9)])
+    ]
+    assert [one.name for one in frontier.best(points)] == ["1", "0"]
+
+
+def test_charts_name_strangers_and_take_the_page_s_colours():
+    points = [Point("$x_{<script>", "zoo", 20, 0.93), Point("own", "this run", 50, 0.95)]
+    svg = charts.sizes(points, "within 0.1")
+    assert svg.startswith("<svg")
+    assert "$x_{&lt;script&gt;</text>" in svg
+    assert "<script" not in svg
+    assert ">this run</text>" in svg
+    assert "currentColor" in svg
+    assert charts._INK not in svg
+    assert svg == charts.sizes(points, "within 0.1")
