@@ -31,7 +31,7 @@ LAYERS = {
     5: [
         "utils.recognizers",
         *("utils.evaluation", "utils.training", "utils.manifest", "utils.golden"),
-        *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings"),
+        *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
     6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection", "utils.report_sections"],
     7: ["utils.deployment", "utils.inspection_page", "utils.report_page"],

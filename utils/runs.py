@@ -131,19 +131,12 @@ def read_settings(run_dir: Path) -> tuple[Settings, str, str]:
 
 
 def without_device_files(run_dir: Path) -> dict | None:
-    """``results.json`` of a trained run that has no file for any device yet; None for every other folder.
-
-    Raises:
-        RunError: a damaged ``results.json``.
-    """
-    path = run_dir / RESULTS_FILE
-    if not path.is_file():
-        return None
+    """``results.json`` of a trained run that has no file for any device yet; None for every other folder."""
     try:
-        results = json.loads(path.read_text())
+        results = json.loads((run_dir / RESULTS_FILE).read_text())
         return results if set(results["files"]) == {BEST_MODEL_FILE} else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: damaged ({error}); train anew") from error
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def clean_up(run_dir: Path, keep_checkpoints: bool) -> None:

@@ -25,6 +25,8 @@ LOSSES = {
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
     "categorical_focal_crossentropy": keras.losses.CategoricalFocalCrossentropy,
 }
+# XLA slows TensorFlow's small convolutions on a CPU down two to six times; JAX is slow without it.
+XLA = keras.backend.backend() == "jax"
 
 
 class TrainingError(UserError):
@@ -225,9 +227,9 @@ def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> 
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
         loss_weights=1 - settings.teacher_share if settings.teachers else None,
         metrics=["accuracy"],
-        # XLA slows TensorFlow's small convolutions on a CPU down two to six times; JAX is slow without it.
-        jit_compile=keras.backend.backend() == "jax",
-        steps_per_execution=min(8, steps_per_epoch),
+        jit_compile=XLA,
+        # Keras has one step at a time for PyTorch.
+        steps_per_execution=1 if keras.backend.backend() == "torch" else min(8, steps_per_epoch),
     )
 
 
