@@ -18,7 +18,11 @@ ROOT = Path(__file__).parent.parent
 BACKENDS = [name for name in ("jax", "torch") if find_spec(name)]
 TRAIN_AND_READ = """
 import sys
-sys.modules["tensorflow"] = None  # as if it were not installed
+class Without:
+    def find_spec(self, name, *_):
+        if name == "tensorflow":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Without())
 import numpy as np
 import train
 folder, *arguments = sys.argv[1:]
