@@ -202,7 +202,6 @@ def _run(
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint)
     with runs.hold(run_dir):
-        log.info("training %s in %s", architecture.name, run_dir)
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
@@ -216,6 +215,7 @@ def _run(
 
 def _fit(model: keras.Model, splits: Splits, settings: Settings, options: Options, run_dir: Path) -> dict:
     """Trains; returns what ``results.json`` is to hold of it."""
+    log.info("training %s in %s", model.name, run_dir)
     fitted = training.fit(model, splits, settings, run_dir)
     report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
     results = {"training": _training_facts(fitted), "timing": {"training_s": fitted.seconds}}
