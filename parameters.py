@@ -37,6 +37,7 @@ LABEL_SPREAD = 1.0  # tenths that a label may be off: its target is shared with 
 LABEL_SMOOTHING = 0.0  # share of the target spread over all classes, 0..0.5
 TEACHERS = []  # trained models (run folders or .keras files) whose mean answer is learnt, too; same as --teacher
 TEACHER_SHARE = 0.9  # how much the teachers' answer counts against the label, 0..1
+DROPOUT = 0.0  # share of the features before the last layer that each training step leaves out, 0..0.9
 LEARNING_RATE_SCHEDULE = "cosine"  # "cosine" (down to 1 % over EPOCHS), "plateau" (divided when stuck), "constant"
 WARMUP_EPOCHS = 1  # epochs over which "cosine" rises to LEARNING_RATE first
 PLATEAU_PATIENCE = 5  # epochs without a better val_loss before "plateau" divides the learning rate
@@ -98,3 +99,4 @@ MODEL_VERSION = "0100"  # goes into the names of files whose device wants a vers
 
 # --- Machine ---------------------------------------------------------------------------------------------------------
 GPU_MEMORY_GROWTH = True  # take GPU memory as needed instead of all at once
+GPUS = 1  # graphics cards of this machine that share each training batch, 1..16

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import models
-from utils import chips, console, search_space
+from utils import chips, console, devices, search_space
 from utils import settings as settings_module
 from utils.errors import exit_code
 
@@ -45,9 +45,11 @@ def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Se
 def train(arguments: argparse.Namespace) -> int:
     names, settings = choose(arguments)
     console.set_up(arguments.debug)
-    from utils import loader, targets
+    from utils import loader, model_files, targets
 
     targets.check(settings)
+    model_files.teachers(settings)
+    devices.check(settings)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume or arguments.list else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)

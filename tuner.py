@@ -5,7 +5,7 @@ import dataclasses
 import sys
 
 import models
-from utils import console, search_space
+from utils import console, devices, search_space
 from utils import settings as settings_module
 from utils.errors import exit_code
 
@@ -35,6 +35,7 @@ def tune(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
     from utils import loader
 
+    devices.check(settings)
     splits = loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import tuning

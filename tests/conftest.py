@@ -1,11 +1,13 @@
 """What several test modules need: tiny settings, tiny pictures, one trained run, the real pictures if there."""
 
+import json
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.browser import BROWSER, Browser
 from utils import settings as settings_module
@@ -78,12 +80,19 @@ def trained_run(tmp_path_factory):
     """One finished run on 2,000 synthetic digits, ``(outcome, settings, splits)``; read it, don't change it."""
     from utils import loader, session
 
-    output = tmp_path_factory.mktemp("trained")
+    # Test processes side by side have folders below a common one: the first of them trains, the others read.
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    output = folder / "trained"
     source = {"name": "synthetic", "type": "synthetic", "count": 2000}
     small = {"data_sources": [source], "epochs": 10, "batch_size": 64, "augment": False}
     settings = settings_module.load(**small, output_dir=str(output))
     splits = loader.load(settings)
-    (outcome,) = session.train(["cnn32"], settings, session.Options(), splits)
+    with FileLock(folder / "trained.lock"):
+        if finished := list(output.glob("*/results.json")):
+            outcome = session.Outcome("cnn32", finished[0].parent, json.loads(finished[0].read_text()))
+        else:
+            (outcome,) = session.train(["cnn32"], settings, session.Options(), splits)
     assert outcome.error == ""
     return outcome, settings, splits
 

@@ -223,7 +223,7 @@ def test_a_tie_reads_either_way():
 def test_an_8_bit_softmax_may_be_some_steps_off():
     first, second = np.array([[120.0, 0, 116]]), np.array([[116.0, 0, 120]])
     assert not list(gate._differences(first, second, 1.0, allowed=gate.SOFTMAX_STEPS))
-    (reason,) = gate._differences(first, second + [6, 0, 0], 1.0, allowed=3)
+    (reason,) = gate._differences(first, second + np.array([6, 0, 0]), 1.0, allowed=3)
     assert "4 steps off LiteRT's; 3 is the most" in reason
 
 

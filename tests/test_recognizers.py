@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests import device_files
-from utils import micro, recognizers, tflite_file
+from utils import encodings, micro, recognizers, tflite_file
+from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError
 from utils.tflite_file import TensorFacts
@@ -79,6 +80,7 @@ def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
     classes, confidences = recognizers.decide(model, images)
     logits = espdl_run.logits(sample.model, images).astype(float)
     assert model.input_shape == (32, 20, 3)
+    assert (model.facts.parameters, model.facts.macs) == (213_348, 5_133_312)
     assert (classes == logits.argmax(axis=1)).all()
     np.testing.assert_allclose(confidences, softmax(logits).max(axis=1))
 
@@ -99,7 +101,7 @@ def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
     ],
 )
 def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, dark, bright):
-    encoded = recognizers.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point), PIXELS)
+    encoded = encodings.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point), PIXELS)
     assert (encoded.dtype, encoded.shape) == (dtype, PIXELS.shape)
     assert (encoded.min(), encoded.max()) == (dark, bright)
     assert (np.diff(encoded.ravel().astype(int)) >= 0).all()
@@ -107,8 +109,8 @@ def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, da
 
 @pytest.mark.parametrize(("dtype", "scale"), [("int8", 0.5), ("int8", 100.0), ("int32", 1.0), ("int8", 0.0)])
 def test_inputs_that_take_no_pixels(dtype, scale):
-    with pytest.raises(RecognizerError):
-        recognizers.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0), PIXELS)
+    with pytest.raises(EncodingError):
+        encodings.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0), PIXELS)
 
 
 def test_a_run_folder_is_the_file_it_recommends(tmp_path):
@@ -158,7 +160,7 @@ def test_pipes_missing_files_and_empty_folders(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RecognizerError, match="no regular file"):
         recognizers.load(tmp_path / "pipe", NOWHERE)
-    with pytest.raises(RecognizerError, match="no such file or folder; --model takes"):
+    with pytest.raises(RecognizerError, match="no such file or folder; name a model file"):
         recognizers.load(tmp_path / "gone", NOWHERE)
     with pytest.raises(UserError, match=r"no best_model\.keras"):
         recognizers.load(tmp_path, NOWHERE)

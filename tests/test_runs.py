@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_settings_come_back(tiny, tmp_path):
     settings = tiny(epochs=7)
     runs.save_settings(tmp_path, settings, "cnn32", "abc")
-    assert runs.read_settings(tmp_path) == (settings, "cnn32", "abc")
+    assert runs.read_settings(tmp_path) == runs.Started(settings, "cnn32", "abc", None)
 
 
 def test_what_cannot_be_resumed_is_refused(tiny, tmp_path):
@@ -74,3 +74,10 @@ def test_a_folder_in_use_is_refused_to_other_processes(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert "another process is working in this run folder" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_files_that_cannot_be_written_are_refused_first(tmp_path):
+    runs.check_writable([None, tmp_path / "a.csv"])
+    for file in (tmp_path, tmp_path / "gone" / "a.csv"):
+        with pytest.raises(runs.RunError, match="cannot be written"):
+            runs.check_writable([file])

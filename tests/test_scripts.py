@@ -167,6 +167,15 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
     assert json.loads((folder / "results.json").read_text())["judgement"]["accepted"] is False
 
 
+def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
+    done = call("README.md", "--data", meter, "--csv", tmp_path / "a.csv", door="benchmark.py")
+    assert done.returncode == 1, done.stderr
+    assert "README.md FAILED: README.md: this is no model" in done.stdout
+    assert "24 pictures of 1 meter" in done.stdout
+    (row,) = csv.DictReader((tmp_path / "a.csv").open())
+    assert (row["name"], row["accuracy"]) == ("README.md", "")
+
+
 @pytest.mark.parametrize(
     ("door", "arguments", "text"),
     [
@@ -183,6 +192,10 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
         ("predict.py", ["README.md", "--model", "nowhere"], "nowhere: no such file or folder"),
         ("predict.py", ["README.md", "--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
         ("predict.py", ["README.md", "--threshold", "2"], "2 is not from 0 to 1"),
+        ("benchmark.py", ["--help"], "--robustness"),
+        ("benchmark.py", ["README.md"], "required: --data"),
+        ("benchmark.py", ["README.md", "--data", "nowhere"], "folder nowhere not found"),
+        ("benchmark.py", ["README.md", "--data", "synthetic", "--csv", "nowhere/a.csv"], "cannot be written"),
         ("datasets/inspect.py", ["--help"], "--html"),
         ("datasets/inspect.py", [], "SOURCE"),
         ("datasets/inspect.py", ["nowhere"], "folder nowhere not found"),
@@ -193,7 +206,7 @@ def test_a_retrained_model_that_is_no_better_is_rejected(trained, meter, tmp_pat
         ("tuner.py", ["--model", "cnn23"], "'cnn23': did you mean cnn32?"),
         ("tuner.py", ["--trials", "0"], "--trials: needs a number of at least 1"),
         ("tuner.py", ["--set", "TUNER_OPTIMIZERS=['adm']"], "TUNER_OPTIMIZERS: OPTIMIZER = 'adm': accepted are 'adam'"),
-        ("tuner.py", ["--set", "TUNER_AXES={'DROPOUT': [1]}"], "TUNER_AXES DROPOUT: no axis, known are WEIGHT_DECAY"),
+        ("tuner.py", ["--set", "TUNER_AXES={'EPOCHS': [1]}"], "TUNER_AXES EPOCHS: no axis, known are WEIGHT_DECAY"),
         ("tuner.py", ["--set", "TUNER_OBJECTIVE=int8_within_0.1"], "needs tenths: set NB_CLASSES = 100"),
         (
             "tuner.py",

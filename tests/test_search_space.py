@@ -72,7 +72,7 @@ def test_further_axes_are_cast_and_their_order_does_not_matter():
             "TUNER_LEARNING_RATES: LEARNING_RATE = 'fast': needs a value of type float",
         ),
         ({"tuner_batch_sizes": [0]}, "TUNER_BATCH_SIZES: BATCH_SIZE = 0: accepted are 1..65536"),
-        ({"tuner_axes": {"DROPOUT": [0.1]}}, "TUNER_AXES DROPOUT: no axis, known are WEIGHT_DECAY"),
+        ({"tuner_axes": {"EPOCHS": [9]}}, "TUNER_AXES EPOCHS: no axis, known are WEIGHT_DECAY"),
         ({"tuner_axes": {"SEED": [1, 2]}}, "TUNER_AXES SEED: no axis"),
         ({"tuner_axes": {3: [0.1]}}, "TUNER_AXES 3: no axis"),
         ({"tuner_axes": {"LABEL_SMOOTHING": []}}, "TUNER_AXES LABEL_SMOOTHING is empty"),

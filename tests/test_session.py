@@ -146,13 +146,14 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
     settings = tiny(epochs=2)
     (whole,) = train(settings)
     monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
-    (broken,) = train(settings)
+    (broken,) = train(settings, tuned_by={"trial": 3})
     monkeypatch.undo()
     assert broken.results is None
     (run_dir,) = (path for path in runs.Path(settings.output_dir).iterdir() if path != whole.run_dir)
     outcome = session.resume(run_dir, session.Options())
     assert outcome.run_dir == run_dir
-    assert figures(outcome.results) == figures(whole.results)
+    # Where the settings came from is not forgotten over the break.
+    assert figures(outcome.results) == {**figures(whole.results), "tuned_by": {"trial": 3}}
     with pytest.raises(runs.RunError, match="finished"):
         session.resume(run_dir, session.Options())
 

@@ -98,6 +98,8 @@ def test_parameters_that_contradict_each_other_are_refused():
         load(test_share=0.0)
     with pytest.raises(SettingsError, match=r"VALIDATION_SHARE \+ TEST_SHARE"):
         load(test_share=0.5, validation_share=0.5)
+    with pytest.raises(SettingsError, match="BATCH_SIZE = 3: needs at least 4 with GPUS = 2"):
+        load(batch_size=3, gpus=2)
     with pytest.raises(SettingsError, match="DATA_SOURCES is empty"):
         load(data_sources=[])
 

@@ -10,34 +10,35 @@ LAYERS = {
     0: ["parameters", "models._blocks", "utils.errors", "utils.console", "utils.camera", "utils.typefaces"],
     1: [
         *("utils.settings", "utils.labels", "utils.synthetic", "utils.twins", "utils.splitting", "utils.pictures"),
-        *("utils.plans", "utils.markup"),
+        *("utils.plans", "utils.markup", "utils.isolation", "utils.robustness"),
         *("utils.tflite_file", "utils.fake_quant", "utils.complexity", "utils.espdl_file"),
         "utils.espdl_kernels",
     ],
     2: [
         *("models", "utils.sources", "utils.augmentation", "utils.teaching", "utils.quantization", "utils.micro"),
+        "utils.devices",
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
-    3: ["utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"],
+    3: [
+        *("utils.search_space", "utils.runs", "utils.readers", "utils.targets", "utils.espdl", "utils.espdl_project"),
+        "utils.encodings",
+    ],
     4: [
-        "utils.frontier",
-        "utils.report",
-        "utils.trials",
-        "utils.loader",
-        "utils.gate",
-        "utils.export",
-        "utils.model_files",
+        *("utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_files", "utils.frontier"),
+        *("utils.report", "utils.metering", "utils.benchmark_pictures"),
     ],
     5: [
-        "utils.recognizers",
-        *("utils.evaluation", "utils.training", "utils.manifest", "utils.golden"),
+        *("utils.recognizers", "utils.evaluation", "utils.training", "utils.manifest", "utils.golden"),
         *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
-    6: ["utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection", "utils.report_sections"],
-    7: ["utils.deployment", "utils.inspection_page", "utils.report_page"],
-    8: ["utils.session"],
+    6: [
+        *("utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"),
+        *("utils.report_sections", "utils.measuring"),
+    ],
+    7: ["utils.deployment", "utils.inspection_page", "utils.report_page", "utils.comparison"],
+    8: ["utils.session", "utils.benchmark", "utils.benchmark_report"],
     9: ["utils.retraining", "utils.tuning"],
-    10: ["train", "fine-tune", "retrain", "predict", "tuner", "report"],
+    10: ["train", "fine-tune", "retrain", "predict", "tuner", "benchmark", "report"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 ARCHITECTURES = {f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if path.stem[0] != "_"}

@@ -140,6 +140,51 @@ def test_plateau_divides_the_learning_rate(fit):
     assert 0 < min(rates) < 1.1e-9
 
 
+def test_a_rest_too_small_joins_the_batch_before_it(tiny):
+    splits = loader.load(tiny())
+    for smallest, sizes in ((1, [95, 95, 2]), (2, [95, 95, 2]), (3, [95, 97])):
+        batches = training.Batches(splits.pool, splits.train, 95, seed=1, smallest=smallest)
+        parts = [batches[number] for number in range(len(batches))]
+        assert [len(images) for images, _ in parts] == sizes
+        classes = np.concatenate([targets for _, targets in parts]).argmax(axis=1)
+        np.testing.assert_array_equal(classes, splits.pool.classes(batches.order))
+
+
+def test_dropout_thins_what_reaches_the_last_layer_in_training_alone(tiny):
+    settings = tiny(dropout=0.75, augment=False)
+    splits = loader.load(settings)
+    model = models.get("cnn32").build(settings.input_shape, settings.nb_classes)
+    layers, last = list(model.layers), model.layers[-1]
+    trainer, _ = training._trainer(model, splits, settings)
+    images = splits.pool.images(splits.train[:1])
+    np.testing.assert_allclose(trainer(images, training=False), model(images), rtol=1e-5)
+    drawn = trainer(np.repeat(images, 400, axis=0), training=True).numpy()
+    # A feature stays with probability 1/4, four times as large: same mean, and 3 times its square as variance.
+    contributions = keras.Model(model.inputs, last.input)(images).numpy()[0, :, None] * last.kernel.numpy()
+    np.testing.assert_allclose(drawn.var(axis=0), 3 * (contributions**2).sum(axis=0), rtol=0.35)
+    error = np.sqrt(drawn.var(axis=0) / len(drawn))
+    assert (abs(drawn.mean(axis=0) - model(images).numpy()[0]) < 5 * error).all()
+    # The network that is saved shares the weights and has no such layer.
+    assert model.layers == layers
+    assert {id(weight) for weight in trainer.trainable_weights} == {id(weight) for weight in model.trainable_weights}
+
+
+def test_dropout_resumes_where_it_was(fit):
+    whole, folder, _ = fit("whole", epochs=2, augment=False, dropout=0.5)
+    fit("parts", epochs=2, augment=False, dropout=0.5, until=1)
+    parts, _, _ = fit("parts", epochs=2, augment=False, dropout=0.5)
+    assert parts.rows[1] == pytest.approx(whole.rows[1], rel=1e-5)
+    saved = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
+    assert not [layer for layer in saved.layers if isinstance(layer, keras.layers.Dropout)]
+
+
+def test_dropout_wants_a_dense_layer_at_the_end(tiny):
+    image = keras.Input((32, 20, 1))
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(10, 3)(image)), name="odd")
+    with pytest.raises(training.TrainingError, match=r"odd does not end in a dense layer.*set DROPOUT = 0"):
+        training._trainer(model, loader.load(tiny()), tiny(dropout=0.1))
+
+
 def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):
     splits = loader.load(tiny())
     batches = training.Batches(splits.pool, splits.train, 32, seed=1)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
 
 import utils
 from utils import loader, oracle, search_space, training, trials, tuning
@@ -120,6 +121,12 @@ def test_the_best_are_lines_for_parameters_py(small, splits, fake):
         assert line.endswith("  # val_accuracy 0.5000, trial 1")
 
 
+def test_dropout_is_an_axis(small, splits, fake):
+    found = tuning.search(small(tuner_axes={"DROPOUT": [0, 0.3]}), splits)
+    assert {call[-1] for call in fake.calls} == {0.0, 0.3}
+    assert {row["DROPOUT"] for row in rows(found)} == {"0.0", "0.3"}
+
+
 def test_a_failed_trial_has_its_error_and_no_score(small, splits, fake, driver):
     fake.score = lambda combination: "MemoryError: too large" if combination["batch_size"] == 64 else 0.25
     found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
@@ -144,7 +151,9 @@ def test_three_failures_in_a_row_stop_the_search(small, splits, fake, driver, ca
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake, driver):
+def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake, driver, caplog):
+    caplog.set_level(logging.INFO)
+
     def score(combination):
         if len(fake.calls) == 4:
             raise KeyboardInterrupt
@@ -155,6 +164,7 @@ def test_what_was_broken_off_starts_over_and_the_rest_stays(small, splits, fake,
         tuning.search(small(), splits)
     first = list(fake.calls)
     found = tuning.search(small(), splits)
+    assert ": 3 trials done, 1 of them FAILED, which are not tried again" in caplog.text
     assert fake.calls[4] == first[3]
     assert len(fake.calls) == 13
     assert len(set(fake.calls)) == 12
@@ -274,6 +284,23 @@ def test_a_lost_workers_trial_is_handed_to_another_once(asked, monkeypatch):
     assert chief.tuner_ids == {"b"}
 
 
+def test_a_chief_says_how_to_start_workers_while_it_has_none(asked, monkeypatch, caplog):
+    chief, _, _ = asked
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "192.168.0.7")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "8000")
+    command = "KERASTUNER_TUNER_ID=NAME KERASTUNER_ORACLE_IP=192.168.0.7 KERASTUNER_ORACLE_PORT=8000 python tuner.py"
+    chief.say_waiting()
+    assert caplog.text.count(f"no worker is there; start one: {command}") == 1
+    chief.create_trial("a")
+    chief.say_waiting()
+    assert caplog.text.count("no worker is there") == 1
+    monkeypatch.setattr(oracle, "LOST_AFTER", -1.0)
+    chief.drop_lost()
+    chief.say_waiting()
+    assert caplog.text.count("no worker is there") == 2
+
+
 def test_a_worker_of_a_chief_started_anew_changes_nothing(asked):
     chief, search, end = asked
     current = chief.create_trial("a")
@@ -344,13 +371,15 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
 def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, tmp_path, monkeypatch):
     def fit(model, splits, settings, folder, until):
         if settings.batch_size == 64:
-            raise MemoryError("64 are too many")
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of 64 pictures")
         row = {"val_accuracy": 0.5, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
         return training.Training([row], 1, 0.0)
 
     monkeypatch.setattr(training, "fit", fit)
     found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
-    assert {row["error"] for row in rows(found) if row["BATCH_SIZE"] == "64"} == {"MemoryError: 64 are too many"}
+    assert {row["error"] for row in rows(found) if row["BATCH_SIZE"] == "64"} == {
+        "ResourceExhaustedError: OOM when allocating a tensor of 64 pictures"
+    }
     assert [row["status"] for row in rows(found) if row["BATCH_SIZE"] != "64"] == ["COMPLETED"] * 4
 
 

@@ -132,6 +132,29 @@ def misplaced_constants(model: EspdlModel) -> list[str]:
     return found
 
 
+def parameters(model: EspdlModel) -> int:
+    """Number of weights of convolutions and dense layers, biases included."""
+    return sum(model.initializers[name].values.size for node in _weighted(model) for name in _constants(model, node))
+
+
+def multiply_accumulates(model: EspdlModel) -> int:
+    """Multiply-accumulates of convolutions and dense layers for one picture."""
+    total = 0
+    for node in _weighted(model):
+        weights = model.initializers[_constants(model, node)[0]].values.size
+        shape = model.values[node.outputs[0]].shape
+        total += weights * (math.prod(shape[1:3]) if node.operator == "Conv" else 1)
+    return total
+
+
+def _weighted(model: EspdlModel) -> list[Node]:
+    return [node for node in model.nodes if node.operator in ("Conv", "Gemm") and _constants(model, node)]
+
+
+def _constants(model: EspdlModel, node: Node) -> list[str]:
+    return [name for name in node.inputs if name in model.initializers]
+
+
 class _Buffer:
     """A flatbuffer's bytes, little-endian. All that is read from it together is bounded by a multiple of its size.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import runs, tflite_file
+from utils import encodings, runs, tflite_file
 from utils import settings as settings_module
 from utils.errors import UserError
 from utils.settings import Settings
@@ -38,9 +38,10 @@ MAX_TENSOR_ELEMENTS = 1 << 26  # of one picture's values between two layers
 MAX_NAME = 100
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
 OTHER_MAGIC = {
     (0, b"EDL2"): "an ESP-DL file",
-    (0, b"\x89HDF\r\n\x1a\n"): "an HDF5 file of Keras 2 or weights alone",
+    (0, HDF5): "an HDF5 file of Keras 2 or weights alone",
     (4, tflite_file.IDENTIFIER): "a TFLite file",
 }
 OTHER_SUFFIXES = {
@@ -122,8 +123,11 @@ def check(path: Path) -> None:
     _read(Path(path))
 
 
-def load(path: Path) -> Any:
+def load(path: Path, foreign: bool = False) -> Any:
     """Loads a model (``keras.Model``): one picture of raw pixels in, logits out. It is not compiled.
+
+    With ``foreign`` it may take pixels in another range, give probabilities, and have 2 or 11 outputs, too: fit to be
+    measured, not to be trained on.
 
     Raises:
         ModelFileError: what :func:`check` finds; or Keras can't load it, its weights are missing, not finite or too
@@ -136,11 +140,12 @@ def load(path: Path) -> Any:
     with _one_sentence(f"{path}: Keras cannot load this model; take another file or train it anew"):
         _check_sizes(path, _skeleton(keras, config), stored)
         model = _rebuild(keras, config, weights)
-        _check_kind(path, model)
+        _check_kind(path, model, tuple(encodings.OUTPUTS) if foreign else settings_module.CHOICES["nb_classes"])
         # The same layers and weights as one graph, a Sequential's too: export and quantisation walk through it.
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        _check_start(path, model)
-        _check_end(path, model)
+        if not foreign:
+            _check_start(path, model)
+            _check_end(path, model)
         _check_values(path, model, keras)
     return model
 
@@ -178,6 +183,24 @@ def check_teacher(teacher: Any, settings: Settings) -> None:
 def identity(model: Any) -> Identity:
     """Name, input shape and number of classes of a model from :func:`load`."""
     return Identity(model.name, tuple(model.input_shape[1:]), model.output_shape[-1])
+
+
+def takes_raw_pixels(model: Any) -> bool:
+    """True if the model's first layer shows it: a rescaling, or batch statistics of pixels 0..255."""
+    first = next(iter(_first_layers(model).values()))
+    if type(first).__name__ == "Rescaling":
+        scales = first.scale if isinstance(first.scale, list | tuple) else [first.scale]
+        return max(map(abs, scales)) <= encodings.LARGEST_FACTOR
+    return (
+        type(first).__name__ == "BatchNormalization"
+        and float(abs(first.moving_mean.numpy()).max()) >= encodings.SMALLEST_SHIFT
+    )
+
+
+def output_kind(model: Any) -> str:
+    """``softmax`` or ``sigmoid`` if that makes the outputs, else ``logits``."""
+    _, activation = _end(model)
+    return activation if activation in ("softmax", "sigmoid") else "logits"
 
 
 def check_fits(model: Any, settings: Settings, new_head: bool) -> None:
@@ -452,9 +475,9 @@ def _rebuild(keras: Any, config: str, weights: bytes) -> Any:
         return keras.models.load_model(copy, compile=False, safe_mode=True)
 
 
-def _check_kind(path: Path, model: Any) -> None:
+def _check_kind(path: Path, model: Any, classes: tuple[int, ...]) -> None:
     low, high = settings_module.RANGES["input_height"]
-    classes, channels = settings_module.CHOICES["nb_classes"], settings_module.CHOICES["input_channels"]
+    channels = settings_module.CHOICES["input_channels"]
     inputs, outputs = ([tuple(tensor.shape) for tensor in ends] for ends in (model.inputs, model.outputs))
     picture, result = inputs[0], outputs[0]
     sides = len(picture) == 4 and all(side is not None and low <= side <= high for side in picture[1:3])
@@ -480,14 +503,18 @@ def _shapes(shapes: list[tuple]) -> str:
     return _printable(" and ".join(texts))
 
 
-def _check_start(path: Path, model: Any) -> None:
+def _first_layers(model: Any) -> dict[str, Any]:
     image = model.inputs[0]
-    readers = {
+    return {
         layer.name: layer
         for layer in model.layers
         for node in layer._inbound_nodes
         if any(tensor is image for tensor in node.input_tensors)
     }
+
+
+def _check_start(path: Path, model: Any) -> None:
+    readers = _first_layers(model)
     first = next(iter(readers.values())) if len(readers) == 1 else None
     if type(first).__name__ != "Rescaling":
         begins = " and ".join(f"{type(layer).__name__} {_printable(layer.name, 40)}" for layer in readers.values())
@@ -502,18 +529,25 @@ def _check_start(path: Path, model: Any) -> None:
 
 
 def _check_end(path: Path, model: Any) -> None:
+    layer, activation = _end(model)
+    if activation in PROBABILITIES:
+        last = f"{type(layer).__name__} {_printable(layer.name, 40)}"
+        raise ModelFileError(
+            f"{path}: the model ends in probabilities ({last}), but logits are needed; save it without softmax or "
+            "sigmoid at its end"
+        )
+
+
+def _end(model: Any) -> tuple[Any, str]:
+    """The layer that makes the last values, behind it nothing but form, and its activation."""
     tensor = model.outputs[0]
     while True:
         layer, node_index, _ = tensor._keras_history
         kind, activation = type(layer).__name__, getattr(getattr(layer, "activation", None), "__name__", "linear")
-        if kind == "Softmax" or activation in PROBABILITIES:
-            last = f"{kind} {_printable(layer.name, 40)}"
-            raise ModelFileError(
-                f"{path}: the model ends in probabilities ({last}), but logits are needed; save it without softmax or "
-                "sigmoid at its end"
-            )
+        if kind == "Softmax":
+            return layer, "softmax"
         if kind not in NEUTRAL_ENDS or activation != "linear":
-            return
+            return layer, activation
         tensor = layer._inbound_nodes[node_index].input_tensors[0]
 
 

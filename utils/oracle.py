@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ import keras_tuner
 from keras_tuner import oracles
 from keras_tuner.engine.trial import Trial as KerasTunerTrial
 
-from utils.search_space import SearchError
+from utils.search_space import ENVIRONMENT, SearchError
 from utils.settings import Settings
 from utils.trials import COMPLETED, FAILED, Outcome, Search, Trial
 
@@ -30,6 +31,7 @@ NUMBER, SPACE, UNTIL = "trial", "space", "tuner/epochs"  # what a trial carries 
 OUTCOME = ("score", "epochs", "seconds", "error")  # KerasTuner's messages between machines have no place for these
 HEARTBEAT = 5.0  # seconds between a worker's signs of life
 LOST_AFTER = 60.0  # seconds without one after which its trial is given to another
+WAITING = 60.0  # seconds between two lines of a chief that has no worker
 IDLE = 1.0  # seconds before a worker asks again
 RunTrial = Callable[[int, int], Outcome]  # number of the trial, epochs
 
@@ -120,6 +122,12 @@ class _Recorded:
             if trial := self.ongoing_trials.pop(tuner_id, None):
                 log.warning("nothing heard of worker %s: its trial %d starts over", tuner_id, _asked(trial)[0])
                 self._retry_queue.append(trial.trial_id)
+
+    def say_waiting(self) -> None:
+        """Logs that no worker is there, and how one is started."""
+        if not self.tuner_ids:
+            address = " ".join(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT[1:])
+            log.info("no worker is there; start one: %s=NAME %s python tuner.py ...", ENVIRONMENT[0], address)
 
     def save(self) -> None:
         """Nothing: see the module."""
@@ -215,7 +223,9 @@ def drive(search: Search, run: RunTrial, settings: Settings, role: str) -> None:
         folder = search.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tuner = Tuner(oracle, run, search.digest, folder)
         if role == "chief":
+            oracle.say_waiting()
             stack.enter_context(_repeated(oracle.drop_lost, LOST_AFTER / 10))
+            stack.enter_context(_repeated(oracle.say_waiting, WAITING))
         try:
             tuner.search()
         except ForeignSpaceError:

@@ -128,6 +128,8 @@ def _error(source: DataSource, text: str) -> SourceError:
 
 
 def _mend(source: DataSource, key: str = "path") -> str:
+    if source.parameter.startswith("--"):
+        return f"give another folder to {source.parameter}"
     return f'mend its "{key}" in {source.parameter} in parameters.py'
 
 

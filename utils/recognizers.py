@@ -4,26 +4,38 @@ TFLite and ESP-DL files need neither TensorFlow nor Keras, so one picture is ans
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import console, espdl_file, espdl_run, labels, micro, model_files, runs, tflite_file
+from utils import console, encodings, espdl_file, espdl_run, micro, model_files, runs, tflite_file
 from utils import settings as settings_module
+from utils.encodings import RAW, PixelRange
 from utils.errors import UserError
-
-NOT_READABLE = "N"
-# What a network may have been fed with, as (factor, offset) of a pixel 0..255.
-PIXEL_RANGES = ((1.0, 0.0), (1 / 255, 0.0), (1 / 128, -1.0), (1 / 127.5, -1.0))
-RANGE_TOLERANCE = 0.1  # share of the input type's values by which the ends of a range may be off
 
 
 class RecognizerError(UserError):
     """A file is no model that reads digits. The message names it."""
+
+
+class Facts(NamedTuple):
+    """What a model file is: ``outputs`` as text, ``dtype`` of the input, ``pixels`` as it takes them.
+
+    ``known`` is False where the file doesn't say which range it takes, so that ``pixels`` is an assumption.
+    ``parameters`` and multiply-accumulates (``macs``) are None where they can't be counted.
+    """
+
+    outputs: str
+    dtype: str
+    pixels: PixelRange
+    known: bool
+    parameters: int | None
+    macs: int | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Recognizer:
     """A model ready to read: ``probabilities`` turns (N, *input_shape) uint8 into (N, classes), rows summing to 1.
 
     ``names`` are the readings of the classes in order; ``threshold`` is the confidence its papers recommend, if any.
+    ``prepare`` makes of one picture (1, *input_shape) uint8 a function that reads it as fast as this computer can.
     """
 
     file: Path
@@ -38,28 +51,38 @@ class Recognizer:
     names: tuple[str, ...]
     probabilities: Callable[[np.ndarray], np.ndarray]
     threshold: float | None
+    facts: Facts | None = None
+    prepare: Callable[[np.ndarray], Callable[[], Any]] | None = None
 
 
-_Opened = tuple[tuple[int, int, int], int, Callable[[np.ndarray], np.ndarray]]  # input shape, classes, probabilities
+class _Opened(NamedTuple):
+    input_shape: tuple[int, int, int]
+    nb_outputs: int
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    facts: Facts
+    prepare: Callable[[np.ndarray], Callable[[], Any]]
 
 
-def load(path: Path | None, output_dir: Path) -> Recognizer:
+def load(path: Path | None, output_dir: Path, pixels: PixelRange | None = None) -> Recognizer:
     """The model of a file or a run folder, for None of the newest finished run.
 
-    Of a run folder it is the file that ``results.json`` recommends, else the best Keras model.
+    Of a run folder it is the file that ``results.json`` recommends, else the best Keras model. A float input that
+    doesn't say which range it takes gets ``pixels``, by default 0..255.
 
     Raises:
         UserError: nothing there, no model, an unsafe one, or one that reads no digits.
     """
     file = _find(path, output_dir)
     try:
-        shape, nb_classes, probabilities = _kind(file)(file)
+        opened = _kind(file)(file, pixels or RAW)
+        names = encodings.names(opened.nb_outputs)
     except OSError as error:
         raise RecognizerError(f"{file}: cannot be read ({error.strerror})") from error
     except UserError as error:
         named = str(error).startswith(str(file))
         raise RecognizerError(str(error) if named else f"{file}: {error}") from error
-    return Recognizer(file, shape, _names(file, nb_classes), probabilities, _recommended_confidence(file))
+    shape, _, probabilities, facts, prepare = opened
+    return Recognizer(file, shape, names, probabilities, _recommended_confidence(file), facts, prepare)
 
 
 def decide(model: Recognizer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,32 +100,10 @@ def decide(model: Recognizer, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
-def encode(tensor: tflite_file.TensorFacts, images: np.ndarray) -> np.ndarray:
-    """Pixels (N, H, W, C) uint8 as an input takes them: the range of :data:`PIXEL_RANGES` that its scale fits best.
-
-    A float input says nothing of its range and gets the pixel itself.
-
-    Raises:
-        RecognizerError: an unknown type, or a scale that fits none of the ranges.
-    """
-    if tensor.dtype == "float32" or (tensor.scale is None and tensor.dtype in ("int8", "uint8")):
-        return micro.encode(images, tensor.dtype)
-    if tensor.dtype not in ("int8", "uint8", "int16") or tensor.scale is None or not tensor.scale > 0:
-        raise RecognizerError(f"the model's input is {tensor.dtype}; float32, int8, uint8 and int16 are understood")
-    ends = np.iinfo(tensor.dtype)
-    reals = [factor * np.arange(256) + offset for factor, offset in PIXEL_RANGES]
-    tables = [np.round(real / tensor.scale) + tensor.zero_point for real in reals]
-    misses = [abs(table[0] - ends.min) + abs(table[-1] - ends.max) for table in tables]
-    best = int(np.argmin(misses))
-    if misses[best] > RANGE_TOLERANCE * (ends.max - ends.min):
-        raise RecognizerError(f"the input's scale {tensor.scale:g} and zero point {tensor.zero_point} fit no pixels")
-    return tables[best].clip(ends.min, ends.max).astype(tensor.dtype)[images]
-
-
 def _find(path: Path | None, output_dir: Path) -> Path:
     folder = model_files.find(None, output_dir).parent if path is None else path
     if not os.path.lexists(folder):
-        raise RecognizerError(f"{folder}: no such file or folder; --model takes a model file or a run folder")
+        raise RecognizerError(f"{folder}: no such file or folder; name a model file or a run folder")
     if not folder.is_dir():
         return folder
     name = _json(folder / runs.RESULTS_FILE).get("recommended")
@@ -132,17 +133,6 @@ def _recommended_confidence(file: Path) -> float | None:
     return None
 
 
-def _names(file: Path, nb_classes: int) -> tuple[str, ...]:
-    if nb_classes == 11:
-        return (*labels.class_names(10), NOT_READABLE)
-    if nb_classes not in (10, labels.NB_TENTHS):
-        raise RecognizerError(
-            f"{file}: the model has {nb_classes} outputs; 10 (digits), 11 (digits and not readable) and 100 (tenths) "
-            "are understood"
-        )
-    return tuple(labels.class_names(nb_classes))
-
-
 def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     low, high = settings_module.RANGES["input_height"]
     if len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3) or not all(low <= s <= high for s in shape[1:3]):
@@ -154,19 +144,12 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _output_count(shape: tuple[int, ...]) -> int:
-    if len(shape) != 2 or shape[0] != 1:
+    if len(shape) < 2 or math.prod(shape[:-1]) != 1:
         raise RecognizerError(f"the model gives {shape}, but one vector (1, classes) is needed")
-    return shape[1]
+    return shape[-1]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    # Infinite ones become NaN, which the caller refuses.
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _kind(file: Path) -> Callable[[Path], _Opened]:
+def _kind(file: Path) -> Callable[[Path, PixelRange], _Opened]:
     # Opening a pipe would wait for a writer.
     if not file.is_file() or file.stat().st_size > model_files.MAX_BYTES:
         raise RecognizerError(f"{file}: no regular file, or one larger than {model_files.MAX_BYTES:,} bytes")
@@ -179,49 +162,83 @@ def _kind(file: Path) -> Callable[[Path], _Opened]:
     ):
         if found == magic:
             return opener
+    if start == model_files.HDF5:
+        raise RecognizerError(
+            f"{file}: an HDF5 file of Keras 2 may hold code that runs when it is loaded, so none is opened; save the "
+            "model as .keras with Keras 3, or as .tflite"
+        )
     raise RecognizerError(f"{file}: this is no model; a .keras, .tflite or .espdl file or a run folder is needed")
 
 
-def _keras(file: Path) -> _Opened:
+def _keras(file: Path, assumed: PixelRange) -> _Opened:
     model_files.check(file)
     # A training beside this needs the GPU's memory, too.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with console.quiet_native():
-        import keras  # noqa: F401
-    model = model_files.load(file)
+        from utils import complexity
+    model = model_files.load(file, foreign=True)
     identity = model_files.identity(model)
-    return identity.input_shape, identity.nb_classes, lambda images: _softmax(model.predict_on_batch(images))
+    known = model_files.takes_raw_pixels(model)
+    pixels = RAW if known else assumed
+    last = model_files.output_kind(model)
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        inputs = images if pixels == RAW else images * np.float32(pixels.factor) + np.float32(pixels.offset)
+        return encodings.probabilities(model.predict_on_batch(inputs), last)
+
+    macs = complexity.multiply_accumulates(model)
+    facts = Facts(_outputs(identity.nb_classes, last), "float32", pixels, known, int(model.count_params()), macs)
+    return _Opened(identity.input_shape, identity.nb_classes, probabilities, facts,
+                   lambda image: lambda: probabilities(image))  # fmt: skip
 
 
-def _tflite(file: Path) -> _Opened:
+def _tflite(file: Path, assumed: PixelRange) -> _Opened:
     content = file.read_bytes()
     facts = tflite_file.read(content)
-    shape, nb_classes = _picture_shape(facts.input.shape), _output_count(facts.output.shape)
+    shape, nb_outputs = _picture_shape(facts.input.shape), _output_count(facts.output.shape)
+    if max(math.prod(node.output_shape) for node in facts.nodes) > model_files.MAX_TENSOR_ELEMENTS:
+        raise RecognizerError(f"one step makes more than {model_files.MAX_TENSOR_ELEMENTS:,} values of a picture")
+    known = encodings.pixel_range(facts)
+    pixels = known or assumed
+    last = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}.get(facts.last_operator, "logits")
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         # Not TFLite Micro: it takes a stranger's graph on trust.
-        raw = micro.reference(content, encode(facts.input, images))
-        outputs = raw.astype(np.float64)
+        outputs = micro.reference(content, encodings.encode(facts.input, images, pixels)).astype(np.float64)
         if facts.output.scale is not None:
             outputs = (outputs - facts.output.zero_point) * facts.output.scale
-        return outputs if facts.gives_probabilities else _softmax(outputs)
+        return encodings.probabilities(outputs.reshape(len(images), nb_outputs), last)
+
+    def prepare(image: np.ndarray) -> Callable[[], Any]:
+        run, encoded = micro.fast(content), encodings.encode(facts.input, image, pixels)
+        return lambda: run(encoded)
 
     # A file that doesn't run is refused before any picture is read.
-    micro.reference(content, encode(facts.input, np.zeros(facts.input.shape, np.uint8)))
-    return shape, nb_classes, probabilities
+    micro.reference(content, encodings.encode(facts.input, np.zeros(facts.input.shape, np.uint8), pixels))
+    about = Facts(
+        _outputs(nb_outputs, last), facts.input.dtype, pixels, known is not None, facts.parameters, facts.macs
+    )
+    return _Opened(shape, nb_outputs, probabilities, about, prepare)
 
 
-def _espdl(file: Path) -> _Opened:
+def _espdl(file: Path, _: PixelRange) -> _Opened:
     model = espdl_file.read(file.read_bytes())
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise RecognizerError("the ESP-DL file has several inputs or outputs; one is supported")
     shape = model.inputs[0].shape
     if len(shape) == 4 and shape[3] not in (1, 3):
         shape = (shape[0], *shape[2:], shape[1])
-    softmax = model.nodes[-1].operator == "Softmax"
+    last = "softmax" if model.nodes[-1].operator == "Softmax" else "logits"
 
     def probabilities(images: np.ndarray) -> np.ndarray:
-        outputs = espdl_run.logits(model, images)
-        return outputs if softmax else _softmax(outputs)
+        return encodings.probabilities(espdl_run.logits(model, images), last)
 
-    return _picture_shape(shape), _output_count(model.outputs[0].shape), probabilities
+    nb_outputs = _output_count(model.outputs[0].shape)
+    sizes = espdl_file.parameters(model), espdl_file.multiply_accumulates(model)
+    facts = Facts(_outputs(nb_outputs, last), model.inputs[0].dtype, encodings.PIXEL_RANGES[2], True, *sizes)
+    return _Opened(_picture_shape(shape), nb_outputs, probabilities, facts, lambda image: lambda: probabilities(image))
+
+
+def _outputs(nb_outputs: int, last: str) -> str:
+    meaning = encodings.OUTPUTS.get(nb_outputs, "outputs")
+    return meaning if nb_outputs == 2 else f"{nb_outputs} {meaning}, {last}"

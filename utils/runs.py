@@ -1,11 +1,12 @@
 """The run folder: its name, its exclusive creation, its settings, and files that appear whole or not at all."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ PARTIAL_PREFIX = ".partial-"
 
 
 class RunError(UserError):
-    """A run folder can't be made or resumed. The message names the folder and what to do."""
+    """A run folder can't be made or resumed, or a file not written. The message names it and what to do."""
 
 
 def name(architecture: str, settings: Settings, mode: str, stamp: str) -> str:
@@ -85,6 +86,17 @@ def hold(run_dir: Path) -> Iterator[None]:
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
+def check_writable(files: Iterable[Path | None]) -> None:
+    """Sees before a long work that its files can be written; None is passed over.
+
+    Raises:
+        RunError: a file's folder is missing or read-only, or it is a folder itself.
+    """
+    for file in filter(None, files):
+        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            raise RunError(f"{file}: cannot be written; name a file in an existing folder of yours")
+
+
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Lets ``writer`` fill a temporary file, then renames it to ``path``: a reader never sees half a file."""
     partial = path.with_name(PARTIAL_PREFIX + path.name)
@@ -105,14 +117,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def save_settings(run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """What ``settings.json`` holds of a run; ``tuned_by``: the search that chose the settings, if one did."""
+
+    settings: Settings
+    architecture: str
+    data_fingerprint: str
+    tuned_by: dict | None
+
+
+def save_settings(
+    run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str, tuned_by: dict | None = None
+) -> None:
     """Writes ``settings.json``: every parameter, and what ``--resume`` must find again."""
     identity = {"architecture": architecture, "data_fingerprint": data_fingerprint}
+    identity |= {"tuned_by": tuned_by} if tuned_by else {}
     write_json(run_dir / SETTINGS_FILE, {**identity, "settings": json.loads(settings_module.to_json(settings))})
 
 
-def read_settings(run_dir: Path) -> tuple[Settings, str, str]:
-    """Settings, architecture and data fingerprint of an unfinished run.
+def read_settings(run_dir: Path) -> Started:
+    """What an unfinished run was started with.
 
     Raises:
         RunError: no run folder, a finished run, or a damaged ``settings.json``.
@@ -125,7 +150,7 @@ def read_settings(run_dir: Path) -> tuple[Settings, str, str]:
     try:
         saved = json.loads(path.read_text())
         settings = settings_module.from_dict(saved["settings"])
-        return settings, saved["architecture"], saved["data_fingerprint"]
+        return Started(settings, saved["architecture"], saved["data_fingerprint"], saved.get("tuned_by"))
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not the settings of a run of this version ({error})") from error
 

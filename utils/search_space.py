@@ -25,7 +25,7 @@ AXIS_PARAMETERS = {
 }
 MODEL_AXIS = "model_architecture"
 FURTHER_AXES = (
-    *("weight_decay", "loss", "label_smoothing", "learning_rate_schedule", "warmup_epochs"),
+    *("weight_decay", "loss", "label_smoothing", "dropout", "learning_rate_schedule", "warmup_epochs"),
     *("plateau_patience", "plateau_factor"),
     *("augment", "augment_rotation", "augment_zoom", "augment_shift_x", "augment_shift_y", "augment_brightness"),
     *("augment_contrast", "augment_color", "augment_noise", "augment_invert", MODEL_AXIS),
@@ -33,7 +33,7 @@ FURTHER_AXES = (
 MAX_COMBINATIONS = 20_000
 # What neither a score nor the meaning of a trial depends on: a search goes on when only these differ.
 IRRELEVANT = {
-    *("output_dir", "gpu_memory_growth", "tuner_max_trials"),
+    *("output_dir", "gpu_memory_growth", "gpus", "tuner_max_trials"),
     *("epochs", "early_stopping_patience", "checkpoint_epochs", "monitor", "retrain_max_drop"),
     *("use_qat", "quantize_model", "qat_epochs", "qat_learning_rate", "deploy_targets", "model_version"),
     *("esp_dl_quantize", "esp_dl_targets", "esp_dl_mode", "esp_dl_min_agreement"),

@@ -17,6 +17,7 @@ from utils import (
     complexity,
     console,
     deployment,
+    devices,
     evaluation,
     fine_tuning,
     loader,
@@ -50,21 +51,17 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What there is to say about a run besides the settings; ``tuned_by``: the search that chose them."""
+    """What there is to say about a run besides the settings; ``tuned_by``: the search that chose them, as it is to
+    stand in ``results.json``.
+    """
 
     keep_checkpoints: bool = False
     debug: bool = False
     tuned_by: dict | None = None
 
 
-def train(
-    names: list[str], settings: Settings, options: Options, splits: Splits, tuned_by: dict | None = None
-) -> list[Outcome]:
-    """Trains architectures one after the other on the same data; one that fails does not stop the others.
-
-    ``tuned_by`` says where the settings come from; ``results.json`` gets it as it is.
-    """
-    options = dataclasses.replace(options, tuned_by=tuned_by)
+def train(names: list[str], settings: Settings, options: Options, splits: Splits) -> list[Outcome]:
+    """Trains architectures one after the other on the same data; one that fails does not stop the others."""
     return [_attempt(name, settings, options, splits) for name in names]
 
 
@@ -94,11 +91,14 @@ def resume(run_dir: Path, options: Options) -> Outcome:
         RunError: no unfinished run there, or another process is at it.
         DataError: the pictures are not those the run was started with.
     """
-    settings, name, fingerprint = runs.read_settings(run_dir)
+    started = runs.read_settings(run_dir)
+    settings = started.settings
+    devices.check(settings)
     splits = loader.load(settings)
-    if splits.fingerprint != fingerprint:
+    if splits.fingerprint != started.data_fingerprint:
         raise loader.DataError(f"{run_dir}: the pictures or labels have changed since this run was started; start anew")
-    return _attempt(name, settings, options, splits, run_dir)
+    options = dataclasses.replace(options, tuned_by=started.tuned_by)
+    return _attempt(started.architecture, settings, options, splits, run_dir)
 
 
 def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> Outcome:
@@ -197,10 +197,11 @@ def _run(
     started = time.monotonic()
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
-    model = architecture.build(settings.input_shape, settings.nb_classes)
+    with devices.shared(settings):
+        model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
         run_dir = runs.create(architecture.name, settings, mode.label)
-        runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint)
+        runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, options.tuned_by)
     with runs.hold(run_dir):
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # What is measured is what is on the disk.

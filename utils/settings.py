@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "label_spread": (0, 5),
     "teacher_share": (0, 1),
     "label_smoothing": (0, 0.5),
+    "dropout": (0, 0.9),
     "warmup_epochs": (0, 1000),
     "plateau_patience": (1, 100_000),
     "plateau_factor": (0.01, 0.99),
@@ -75,6 +76,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "tuner_max_macs": (0, 10**15),
     "calibration_images": (100, 10_000),
     "esp_dl_min_agreement": (0, 1),
+    "gpus": (1, 16),
 }
 
 
@@ -108,6 +110,7 @@ class Settings:
     label_smoothing: float
     teachers: list
     teacher_share: float
+    dropout: float
     learning_rate_schedule: str
     warmup_epochs: int
     plateau_patience: int
@@ -159,6 +162,7 @@ class Settings:
     deploy_targets: list
     model_version: str
     gpu_memory_growth: bool
+    gpus: int
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -172,6 +176,8 @@ class Settings:
             raise SettingsError("TEST_SHARE = 0 without TEST_SOURCES leaves nothing to measure on: set one of them")
         if self.validation_share + self.test_share > 0.8:
             raise SettingsError("VALIDATION_SHARE + TEST_SHARE must leave at least 0.2 for training")
+        if self.batch_size < (least := self.gpus**2):
+            raise SettingsError(f"BATCH_SIZE = {self.batch_size}: needs at least {least} with GPUS = {self.gpus}")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from utils.errors import UserError
@@ -50,11 +51,24 @@ class Node:
 
 
 @dataclass(frozen=True)
+class First:
+    """What happens to a picture first: the one operator that takes the input, and its output.
+
+    ``constant`` is the largest absolute value of the float constant beside the picture, None if there is none.
+    """
+
+    operator: str
+    output: TensorFacts
+    constant: float | None
+
+
+@dataclass(frozen=True)
 class FileFacts:
     """A file with one input and one output.
 
     ``operators`` are the sorted builtin names, each once; ``nodes`` are in the order of execution; ``float_tensors``
-    names the float tensors between input and output; ``macs`` counts multiply-accumulates of one run.
+    names the float tensors between input and output; ``macs`` counts multiply-accumulates of one run, ``parameters``
+    the constants that were learnt; ``first`` is None if several operators take the input.
     """
 
     input: TensorFacts
@@ -63,12 +77,19 @@ class FileFacts:
     nodes: tuple[Node, ...]
     float_tensors: tuple[str, ...]
     macs: int
+    parameters: int = 0
+    first: First | None = None
+
+    @property
+    def last_operator(self) -> str:
+        """The operator that makes the outputs; those that only change their form don't count."""
+        kinds = [node.operator for node in self.nodes if node.operator not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")]
+        return kinds[-1] if kinds else ""
 
     @property
     def gives_probabilities(self) -> bool:
         """True if the outputs come from a softmax, False if they are logits."""
-        kinds = [node.operator for node in self.nodes if node.operator not in ("QUANTIZE", "DEQUANTIZE")]
-        return kinds[-1:] == ["SOFTMAX"]
+        return self.last_operator == "SOFTMAX"
 
 
 def read(content: bytes) -> FileFacts:
@@ -131,7 +152,40 @@ def _facts(model: schema.ModelT) -> FileFacts:
     source, target = (tensors[_index(ends[0], tensors)] for ends in (graph.inputs, graph.outputs))
     floats = (tensor.name for tensor in tensors if "float" in tensor.dtype and tensor not in (source, target))
     macs = sum(_MACS[node.operator](node) for node in nodes if node.operator in _MACS)
-    return FileFacts(source, target, tuple(sorted({node.operator for node in nodes})), nodes, tuple(floats), macs)
+    operators = tuple(sorted({node.operator for node in nodes}))
+    learnt = _parameters(graph, names, tensors, model.buffers)
+    first = _first(graph, names, tensors, model.buffers)
+    return FileFacts(source, target, operators, nodes, tuple(floats), macs, learnt, first)
+
+
+def _parameters(graph: schema.SubGraphT, names: list[str], tensors: list[TensorFacts], buffers: list) -> int:
+    """Elements of the constants that are weights: shapes, axes and paddings are integers of 32 bits, as biases are."""
+    learnt = set()
+    for operator in graph.operators:
+        weighs = names[operator.opcodeIndex] in _MACS
+        for place, number in enumerate(operator.inputs):
+            if number != -1 and buffers[graph.tensors[number].buffer].data is not None:
+                bias = weighs and place >= 2
+                if bias or tensors[number].dtype not in ("int32", "int64", "bool"):
+                    learnt.add(number)
+    return sum(math.prod(tensors[number].shape) for number in learnt)
+
+
+def _first(graph: schema.SubGraphT, names: list[str], tensors: list[TensorFacts], buffers: list) -> First | None:
+    takers = [operator for operator in graph.operators if graph.inputs[0] in operator.inputs]
+    if len(takers) != 1:
+        return None
+    # Files with halved weights keep them in 16 bits in front of a DEQUANTIZE.
+    widened = {o.outputs[0]: o.inputs[0] for o in graph.operators if names[o.opcodeIndex] == "DEQUANTIZE"}
+    beside = [widened.get(number, number) for number in takers[0].inputs if number not in (-1, graph.inputs[0])]
+    constants = [
+        np.frombuffer(bytes(data), tensors[number].dtype)
+        for number in beside
+        if tensors[number].dtype in ("float32", "float16")
+        and (data := buffers[graph.tensors[number].buffer].data) is not None
+    ]
+    largest = max((float(np.abs(values).max()) for values in constants if values.size), default=None)
+    return First(names[takers[0].opcodeIndex], tensors[takers[0].outputs[0]], largest)
 
 
 def _operator_name(code: schema.OperatorCodeT) -> str:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from tqdm.keras import TqdmCallback
 
-from utils import labels, model_files, runs
+from utils import devices, labels, model_files, runs
 from utils.augmentation import Augmentation
 from utils.console import interactive
 from utils.errors import UserError
@@ -45,7 +45,8 @@ class Training:
 class Batches(keras.utils.PyDataset):
     """Batches of raw pictures ``(N, H, W, C)`` uint8 and targets ``(N, nb_classes)`` float32, see ``labels.targets``.
 
-    With a seed, every epoch has an order of its own that depends on seed and epoch alone.
+    With a seed, every epoch has an order of its own that depends on seed and epoch alone. A rest of fewer than
+    ``smallest`` pictures joins the batch before it.
     """
 
     def __init__(
@@ -56,18 +57,20 @@ class Batches(keras.utils.PyDataset):
         spread: float = 0.0,
         seed: int | None = None,
         epoch: int = 0,
+        smallest: int = 1,
     ):
         super().__init__()
         self.pool, self.indices, self.batch_size = pool, indices, batch_size
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.smallest = seed, epoch, smallest
         self.targets = labels.targets(pool.nb_classes, spread)
         self._shuffle()
 
     def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
+        return max(1, math.ceil((len(self.indices) - self.smallest + 1) / self.batch_size))
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+        last = number == len(self) - 1
+        chosen = self.order[number * self.batch_size : None if last else (number + 1) * self.batch_size]
         return self.pool.images(chosen), self.targets[self.pool.tenths[chosen]]
 
     def on_epoch_end(self) -> None:
@@ -143,16 +146,18 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     """Trains ``model`` in place and leaves the best epoch in ``run_dir/best_model.keras``.
 
     Goes on from the checkpoint in ``run_dir``, if there is one. The network that is saved takes raw pixels and knows
-    nothing of augmentation: that sits in a wrapper around it. ``until`` ends after so many of the ``EPOCHS``, with the
-    learning rate of a fit that goes on.
+    nothing of augmentation and dropout: they sit in a wrapper around it. ``until`` ends after so many of the
+    ``EPOCHS``, with the learning rate of a fit that goes on. With several ``GPUS`` the model must be built within
+    :func:`utils.devices.shared`.
 
     Raises:
-        TrainingError: the loss is not a number any more.
+        TrainingError: the loss is not a number any more, or the model has no place for ``DROPOUT``.
     """
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
-    trainer, augmentation = _trainer(model, splits, settings)
-    rows = _resume(trainer, run_dir)
+    with devices.shared(settings):
+        trainer, augmentation = _trainer(model, splits, settings)
+        rows = _resume(trainer, run_dir)
     recorder = Recorder(model, run_dir, settings, rows, until)
     if not recorder.finished:
         _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
@@ -170,6 +175,9 @@ def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) ->
         epochs=settings.qat_epochs,
         learning_rate=settings.learning_rate * settings.qat_learning_rate,
         learning_rate_schedule="cosine",
+        # The ranges are those of all features, and the model was not built for several devices.
+        dropout=0.0,
+        gpus=1,
     )
     keras.utils.set_random_seed(settings.seed)
     trainer, augmentation = _trainer(quantized, splits, settings)
@@ -189,10 +197,17 @@ def _fit(
     initial_epoch: int = 0,
 ) -> dict[str, list[float]]:
     """Runs the epochs with ``keeper`` deciding what is kept and when to stop; returns the history."""
-    seeds = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: augmentation.start_epoch(epoch))
+    seeds = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: _start_epoch(trainer, augmentation, settings, epoch)
+    )
+    # TensorFlow deals a batch out in equal parts, rounded up: with fewer pictures the last card may be left without.
+    smallest = settings.gpus**2
     return trainer.fit(
-        Batches(splits.pool, splits.train, settings.batch_size, settings.label_spread, settings.seed, initial_epoch),
-        validation_data=Batches(splits.pool, splits.validation, 512),
+        Batches(
+            *(splits.pool, splits.train, settings.batch_size, settings.label_spread),
+            *(settings.seed, initial_epoch, smallest),
+        ),
+        validation_data=Batches(splits.pool, splits.validation, 512, smallest=smallest),
         initial_epoch=initial_epoch,
         epochs=settings.epochs,
         callbacks=[seeds, keeper, *_callbacks(description, settings)],
@@ -206,7 +221,7 @@ def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[ke
     augmentation = Augmentation(settings, name="augmentation")
     image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
     changed = augmentation(image)
-    logits = model(changed)
+    logits = _logits(model, changed, settings)
     if settings.teachers:
         teachers = [model_files.load(file) for file in model_files.teachers(settings)]
         for teacher in teachers:
@@ -216,6 +231,25 @@ def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[ke
     trainer = keras.Model(image, logits)
     _compile(trainer, settings, math.ceil(len(splits.train) / settings.batch_size))
     return trainer, augmentation
+
+
+def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -> keras.KerasTensor:
+    """What the model makes of pixels, with ``DROPOUT`` before its last layer; the model itself stays without."""
+    if not settings.dropout:
+        return model(pixels)
+    last = model.layers[-1]
+    if not isinstance(last, keras.layers.Dense):
+        raise TrainingError(f"{model.name} does not end in a dense layer, DROPOUT has no place there: set DROPOUT = 0")
+    features = keras.Model(model.inputs, last.input, name="features")(pixels)
+    return last(keras.layers.Dropout(settings.dropout, seed=settings.seed)(features))
+
+
+def _start_epoch(trainer: keras.Model, augmentation: Augmentation, settings: Settings, epoch: int) -> None:
+    """Makes the random sequences functions of seed and epoch, so that a resumed run draws what it would have."""
+    augmentation.start_epoch(epoch)
+    for layer in trainer.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign([settings.seed, epoch])
 
 
 def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> None:
@@ -228,9 +262,13 @@ def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> 
         loss_weights=1 - settings.teacher_share if settings.teachers else None,
         metrics=["accuracy"],
         jit_compile=XLA,
-        # Keras has one step at a time for PyTorch.
-        steps_per_execution=1 if keras.backend.backend() == "torch" else min(8, steps_per_epoch),
+        steps_per_execution=min(8, steps_per_epoch) if _takes_several_steps(settings) else 1,
     )
+
+
+def _takes_several_steps(settings: Settings) -> bool:
+    # Keras has one step at a time for PyTorch; in TensorFlow 2.21 several do not go together with several devices.
+    return keras.backend.backend() != "torch" and settings.gpus == 1
 
 
 def _learning_rate(settings: Settings, steps_per_epoch: int):

@@ -188,7 +188,9 @@ def take_up(search: Search) -> None:
             row.status, row.error = FAILED, f"its process ended {BEGINNINGS} times without a word (out of memory?)"
         search.rows[row.number] = row
     if search.rows:
-        log.info("going on with %s: %d trials done", search.folder, len(search.ended()))
+        failed = sum(row.status == FAILED for row in search.ended())
+        kept = f", {failed} of them FAILED, which are not tried again" if failed else ""
+        log.info("going on with %s: %d trials done%s", search.folder, len(search.ended()), kept)
 
 
 def forget_scratch(search: Search) -> None:

@@ -18,6 +18,7 @@ import models
 from utils import (
     complexity,
     console,
+    devices,
     evaluation,
     loader,
     report,
@@ -103,7 +104,8 @@ def run_trial(
         folder.mkdir(parents=True, exist_ok=True)
         keras.backend.clear_session()
         keras.utils.set_random_seed(trial.seed)
-        model = models.get(trial.model_architecture).build(trial.input_shape, trial.nb_classes)
+        with devices.shared(trial):
+            model = models.get(trial.model_architecture).build(trial.input_shape, trial.nb_classes)
         fitted = training.fit(model, splits, trial, folder, until)
         score = SCORES[settings.tuner_objective](fitted, splits, trial, folder)
         return Outcome(score, len(fitted.rows), time.monotonic() - started)
@@ -166,7 +168,8 @@ def _searched_and_trained(name: str, settings: Settings, options: session.Option
     told = {"folder": str(found.folder), "trial": best.number, "objective": found.objective, "score": best.score}
     told["hyperparameters"] = search_space.named(best.values)
     log.info("training with trial %d: %s", best.number, trials.shown(best.values))
-    (outcome,) = session.train([chosen.model_architecture], chosen, options, splits, tuned_by=told)
+    options = dataclasses.replace(options, tuned_by=told)
+    (outcome,) = session.train([chosen.model_architecture], chosen, options, splits)
     return outcome
 
 

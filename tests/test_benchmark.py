@@ -1,0 +1,162 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests import foreign_files as foreign
+from tests.crashing import crash
+from utils import benchmark, benchmark_pictures, benchmark_report, measuring, micro
+from utils.benchmark import Options
+from utils.sources import SourceError
+
+
+@pytest.fixture(scope="module")
+def meters(tmp_path_factory) -> Path:
+    """A folder with a picture of every tenth: 0.0 to 4.9 of one meter, the others of a second."""
+    root = tmp_path_factory.mktemp("meters")
+    for tenth, image in enumerate(foreign.pictures()):
+        folder = root / ("first" if tenth < 50 else "second")
+        folder.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"{tenth / 10:.1f}_x.png"), image)
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(meters, tmp_path_factory) -> dict:
+    """Six models on these pictures: three that read every one, a stranger's range, and two that are none."""
+    work = tmp_path_factory.mktemp("models")
+    run = work / "run"
+    run.mkdir()
+    (run / "good.tflite").write_bytes(foreign.as_float(foreign.network(100)))
+    (run / "results.json").write_text(json.dumps({"recommended": "good.tflite", "recommended_confidence": 0.5}))
+    (work / "clock.tflite").write_bytes(foreign.as_float(foreign.network(2)))
+    (work / "eleven.tflite").write_bytes(foreign.as_float(foreign.network(11)))
+    (work / "unit.tflite").write_bytes(foreign.as_float(foreign.picky(0.0)))
+    content = (run / "good.tflite").read_bytes()
+    (work / "damaged.tflite").write_bytes(content[: len(content) // 2])
+    (work / "text.txt").write_text("no model")
+    names = ("run", "clock.tflite", "eleven.tflite", "unit.tflite", "damaged.tflite", "text.txt")
+    found = benchmark.run([work / name for name in names], benchmark_pictures.load([str(meters)]), Options(True, 3))
+    return found | {"folder": work}
+
+
+def entry(results: dict, name: str) -> dict:
+    return next(one for one in results["models"] if one["name"] == name)
+
+
+def test_every_kind_of_model_stands_in_the_table(results):
+    run, clock, eleven, unit = (entry(results, n) for n in ("run", "clock.tflite", "eleven.tflite", "unit.tflite"))
+    assert run["file"].endswith("run/good.tflite")
+    assert set(run["scores"].values()) == {1.0, 0.0}
+    assert run["scores"]["whole_digit_errors"] == 0
+    assert clock["scores"] == run["scores"]
+    assert (clock["outputs"], run["outputs"]) == ("sine and cosine", "100 tenths, logits")
+    # Tenths from 9.0 on are not readable for it, and 9.5 on is the digit 0.
+    assert (eleven["scores"]["digit"], eleven["scores"]["not_readable"]) == (0.9, 0.1)
+    assert eleven["scores"]["whole_digit_errors"] == 0
+    assert eleven["scores"]["mean_over_meters"] == 0.9
+    assert "within_0.1" not in eleven["scores"]
+    assert (unit["pixels"], unit["pixels_found"], unit["scores"]["digit"]) == ("0..1", "by trial", 1.0)
+    assert all(one["ms"] > 0 for one in (run, clock, eleven, unit))
+    assert (clock["parameters"], clock["multiply_accumulates"]) in ((1920 * 2, 1920 * 2), (1920 * 2 + 2, 1920 * 2))
+    if micro.available():
+        assert run["arena_bytes"] > 1920 * 4
+    assert (results["metric"], results["pictures"]["n"], results["pictures"]["meters"]) == ("digit", 100, 2)
+
+
+def test_what_is_no_model_has_a_row_with_the_reason(results):
+    assert "damaged" in entry(results, "damaged.tflite")["error"]
+    assert "this is no model" in entry(results, "text.txt")["error"]
+    text = benchmark_report.summary(results)
+    assert "text.txt FAILED: " in text
+    assert "eleven.tflite calls 10.00% of the pictures not readable" in text
+
+
+def test_pairs_are_compared_by_what_both_read(results):
+    pairs = {(pair["better"], pair["worse"]): pair for pair in results["pairs"]}
+    assert len(pairs) == 6
+    assert pairs["run", "clock.tflite"]["metric"] == "within_0.1"
+    assert not pairs["run", "clock.tflite"]["differs"]
+    pair = pairs["run", "eleven.tflite"]
+    assert (pair["metric"], pair["only_better"], pair["only_worse"], pair["differs"]) == ("digit", 10, 0, True)
+    text = benchmark_report.summary(results)
+    assert "run is better than eleven.tflite (digit 1.0000 and 0.9000; 10 pictures only the first, 0 only" in text
+    assert "run, clock.tflite: no more than chance" in text
+
+
+def test_robustness_cards(results):
+    card = entry(results, "run")["robustness"]
+    scores = {change["name"]: change["score"] for change in card["changes"]}
+    assert (card["pictures"], card["metric"], card["changes"][0]) == (
+        100,
+        "within_0.1",
+        {"name": "unchanged", "score": 1},
+    )
+    assert (scores["red and blue swapped"], scores["grey"]) == (1, 1)
+    # The bright pixel stands for another tenth two pixels further on.
+    assert scores["2 px to the right"] < 0.1
+    assert entry(results, "eleven.tflite")["robustness"]["metric"] == "accuracy"
+
+
+def test_readings_at_the_recommended_confidence(results):
+    run = entry(results, "run")["readings"]
+    assert (run["digits"], run["readings"], run["threshold"], run["threshold_from"]) == (3, 10_000, 0.5, "recommended")
+    shown = run["drawn"]
+    # No meter has all labels, so most readings are drawn, of which this model reads nothing.
+    assert 5000 < shown < 10_000
+    assert run["false_unrefused"] <= shown
+    assert entry(results, "clock.tflite")["readings"]["threshold_from"] == "default"
+    assert entry(results, "eleven.tflite")["readings"]["refused"] > 0
+
+
+def test_files(results, tmp_path):
+    run = results["folder"] / "run"
+    plain = {key: value for key, value in results.items() if key != "folder"}
+    paths = [tmp_path / name for name in ("a.csv", "a.json", "sizes.png", "cards.png")]
+    benchmark_report.write(plain, *paths)
+    rows = list(csv.DictReader(io.StringIO(paths[0].read_text())))
+    assert [row["name"] for row in rows][:2] == ["run", "clock.tflite"]
+    assert (rows[0]["accuracy"], rows[0]["input_shape"], rows[4]["accuracy"]) == ("1.0", "32x20x3", "")
+    assert "damaged" in rows[4]["error"]
+    assert json.loads(paths[1].read_text()) == plain
+    assert json.loads((run / "robustness.json").read_text()) == entry(results, "run")["robustness"]
+    for picture in (*paths[2:], run / "robustness.png"):
+        image = cv2.imread(str(picture))
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
+    assert not list(results["folder"].glob("*.json"))
+
+
+def test_a_model_that_ends_the_process_is_a_row(meters, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "describe", crash)
+    found = benchmark.run([tmp_path / "a"], benchmark_pictures.load([str(meters)]), Options())
+    assert "SIGABRT" in found["models"][0]["error"]
+    assert (found["pairs"], found["metric"]) == ([], "within_0.1")
+
+
+def test_names_tell_files_apart():
+    paths = [Path(path) for path in ("/x/a/m.tflite", "/x/b/m.tflite", "/x/b/n.tflite")]
+    assert benchmark._names(paths) == ["a/m.tflite", "b/m.tflite", "b/n.tflite"]
+    assert benchmark._names(paths[1:]) == ["m.tflite", "n.tflite"]
+    assert benchmark._names([paths[0], paths[0]]) == ["m.tflite #1", "m.tflite #2"]
+
+
+def test_sources(meters, tmp_path):
+    pictures = benchmark_pictures.load([str(meters), "synthetic", "synthetic"])
+    assert len(pictures.tenths) == 100 + benchmark_pictures.SYNTHETIC_COUNT
+    assert pictures.has_tenths
+    assert pictures.meter_names[:2] == (f"{meters.name}/first", f"{meters.name}/second")
+    assert (pictures.rgb(32, 20)[:100] == foreign.pictures()[np.argsort([f"{t / 10:.1f}" for t in range(100)])]).all()
+    assert pictures.rgb(28, 28).shape == (2100, 28, 28, 3)
+    with pytest.raises(SourceError, match="not found"):
+        benchmark_pictures.load([str(tmp_path / "gone")])
+
+
+def test_labels_without_tenths(tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "3_a.png"), np.zeros((32, 20, 3), np.uint8))
+    assert not benchmark_pictures.load([str(tmp_path)]).has_tenths
+    assert "models are compared by digit" in caplog.text
+    assert benchmark.common_metric([{"scores": {"within_0.1": 1.0}}], False) == "digit"

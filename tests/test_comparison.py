@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from utils import comparison, evaluation
+
+
+def test_scores_by_hand():
+    tenths = np.array([0, 34, 99, 50])
+    right = comparison.judged(np.array([99, 36, 5, 60]), 100, tenths)
+    assert {name: values.tolist() for name, values in right.items()} == {
+        "accuracy": [False] * 4,
+        "within_0.1": [True, False, False, False],
+        "within_0.2": [True, True, False, False],
+        "digit": [True, False, False, False],
+        "whole_digit_errors": [False, False, False, True],
+    }
+    right = comparison.judged(np.array([0, 10, 0, 6]), 11, tenths)
+    assert right["accuracy"].tolist() == right["digit"].tolist() == [True, False, True, False]
+    assert right["whole_digit_errors"].tolist() == [False, False, False, True]
+    assert "within_0.1" not in right
+
+
+@pytest.mark.parametrize("nb_classes", [10, 100])
+def test_scores_are_those_of_a_run(rng, nb_classes):
+    tenths, numbers = rng.integers(0, 100, 500), rng.integers(0, nb_classes, 500)
+    found = comparison.judged(numbers, nb_classes, tenths)
+    for name, value in evaluation.metrics(numbers, tenths, nb_classes).items():
+        assert found[name].mean() == pytest.approx(value, abs=1e-6)
+
+
+def test_every_meter_counts_the_same():
+    right = {"digit": np.array([True, True, True, True, False, False])}
+    found = comparison.scores(right, np.array([0, 0, 0, 0, 0, 7]), "digit")
+    assert found == {"digit": 0.666667, "mean_over_meters": 0.4}
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    assert comparison.mcnemar(0, 0) == 1
+    assert comparison.mcnemar(0, 5) == pytest.approx(2 / 2**5)
+    assert comparison.mcnemar(1, 6) == pytest.approx(2 * (1 + 7) / 2**7)
+    assert comparison.mcnemar(40, 40) == pytest.approx(1)
+
+
+def test_holm_raises_small_probabilities_most():
+    assert comparison.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert comparison.holm([0.9, 0.8]) == [1, 1]
+    assert comparison.holm([]) == []
+
+
+def test_pairs_name_the_better_model_and_the_common_score(rng):
+    tenths = rng.integers(0, 100, 400)
+    good, bad = tenths.copy(), tenths.copy()
+    good[:10] = (good[:10] + 50) % 100
+    bad[:40] = (bad[:40] + 50) % 100
+    models = {"bad": comparison.judged(bad, 100, tenths), "good": comparison.judged(good, 100, tenths),
+              "digits": comparison.judged((tenths + 5) // 10 % 10, 10, tenths)}  # fmt: skip
+    found = {(pair.better, pair.worse): pair for pair in comparison.pairs(models, True)}
+    assert set(found) == {("good", "bad"), ("digits", "bad"), ("digits", "good")}
+    pair = found["good", "bad"]
+    assert (pair.metric, pair.only_better, pair.only_worse) == ("within_0.1", 30, 0)
+    assert (pair.better_score, pair.worse_score, pair.differs) == (0.975, 0.9, True)
+    assert pair.p == pytest.approx(stats.binomtest(0, 30).pvalue)
+    assert pair.p_holm == pytest.approx(2 * pair.p)
+    assert found["digits", "bad"].metric == "digit"
+    assert all(pair.metric == "digit" for pair in comparison.pairs(models, False))
+
+
+def test_equal_models_differ_by_chance():
+    right = comparison.judged(np.arange(100), 100, np.arange(100))
+    (pair,) = comparison.pairs({"a": right, "b": right}, True)
+    assert (pair.p, pair.p_holm, pair.differs) == (1, 1, False)

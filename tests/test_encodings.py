@@ -1,0 +1,154 @@
+"""Files as strangers make them: what they take and what their outputs mean is found in them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from keras import layers
+
+from tests import foreign_files as foreign
+from utils import encodings, labels, measuring, recognizers, tflite_file
+from utils.encodings import RAW, EncodingError
+from utils.recognizers import RecognizerError
+
+NOWHERE = Path("/nowhere")
+DIGITS = labels.to_classes(foreign.TENTHS, 10)
+UNIT, SIGNED = foreign.pictures() / np.float32(255), foreign.pictures() / np.float32(127.5) - 1
+
+
+def stored(folder: Path, content: bytes) -> Path:
+    (folder / "a.tflite").write_bytes(content)
+    return folder / "a.tflite"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(2, foreign.TENTHS), (100, foreign.TENTHS), (10, DIGITS), (11, np.where(foreign.TENTHS >= 90, 10, DIGITS))],
+)
+def test_every_kind_of_outputs_is_read(tmp_path, count, expected):
+    model = recognizers.load(stored(tmp_path, foreign.as_float(foreign.network(count))), NOWHERE)
+    numbers, confidences = recognizers.decide(model, foreign.pictures())
+    assert (numbers == expected % len(model.names)).all()
+    assert len(model.names) == (100 if count == 2 else count)
+    np.testing.assert_allclose(confidences, 1 if count == 2 else np.e**8 / (np.e**8 + count - 1), atol=1e-5)
+    assert model.facts.parameters == 1920 * count + count or model.facts.parameters == 1920 * count
+    assert model.facts.macs == 1920 * count
+
+
+def test_a_short_vector_of_sine_and_cosine_is_unsure():
+    shares = encodings.probabilities(np.array([[0.0, -0.3], [0.8, 0.0], [0.0, 0.0]]), "logits")
+    assert shares.argmax(axis=1).tolist() == [50, 25, 0]
+    np.testing.assert_allclose(shares.max(axis=1), [0.3, 0.8, 0.02])
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_outputs_that_are_no_numbers_stay_so():
+    shares = encodings.probabilities(np.array([[np.nan, 1.0]]), "logits")
+    assert np.isnan(shares).any()
+
+
+def test_sigmoids_are_shares_of_their_sum():
+    np.testing.assert_allclose(encodings.probabilities(np.array([[0.9, 0.3]] * 2).repeat(5, axis=1), "sigmoid")[0, 0],
+                               0.9 / 6)  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "kind"), [(None, "logits"), ("softmax", "softmax"), ("sigmoid", "sigmoid")])
+def test_logits_and_probabilities(tmp_path, end, kind):
+    model = recognizers.load(stored(tmp_path, foreign.as_float(foreign.network(10, end=end))), NOWHERE)
+    numbers, confidences = recognizers.decide(model, foreign.pictures())
+    assert model.facts.outputs == f"10 digits, {kind}"
+    assert (numbers == DIGITS).all()
+    sigmoid = 1 / (1 + np.exp(-8))
+    expected = sigmoid / (sigmoid + 9 / 2) if end == "sigmoid" else np.e**8 / (np.e**8 + 9)
+    np.testing.assert_allclose(confidences, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "gain"),
+    [
+        (layers.Rescaling(1 / 255), 1.0),
+        (layers.Rescaling(1 / 127.5, offset=-1), 0.5),
+        (layers.BatchNormalization(moving_variance_initializer="ones"), None),
+    ],
+)
+def test_a_first_layer_that_scales_raw_pixels_is_seen(tmp_path, start, gain):
+    if gain is None:
+        start.build((None, *foreign.SIZE))
+        start.set_weights([np.ones(3), np.zeros(3), np.full(3, 60.0), np.full(3, 6400.0)])
+    model = foreign.network(10, start=start, gain=gain or 80 / 255)
+    for file in (stored(tmp_path, foreign.as_float(model)), tmp_path / "a.keras"):
+        model.save(tmp_path / "a.keras")
+        facts = recognizers.load(file, NOWHERE).facts
+        assert (facts.pixels, facts.known) == (RAW, True)
+        assert (measuring.read(file, RAW, foreign.pictures())[0] == DIGITS).all()
+
+
+def test_weights_of_sixteen_bits(tmp_path):
+    file = stored(tmp_path, foreign.as_halves(foreign.network(100, start=layers.Rescaling(1 / 255), gain=1.0)))
+    facts = recognizers.load(file, NOWHERE).facts
+    assert (facts.pixels, facts.known) == (RAW, True)
+    assert facts.parameters == pytest.approx(192_000, rel=0.001)
+    assert (measuring.read(file, RAW, foreign.pictures())[0] == foreign.TENTHS).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "gain", "name"),
+    [(foreign.pictures().astype(np.float32), 1 / 255, "0..255"), (UNIT, 1.0, "0..1"), (SIGNED, 0.5, "-1..1")],
+)
+@pytest.mark.parametrize("io_type", ["uint8", "int8", "float32"])
+def test_integer_files_say_which_range_they_take(tmp_path, images, gain, name, io_type):
+    model = foreign.network(10, gain=gain, bias=1.0 if name == "-1..1" else 0.0)
+    file = stored(tmp_path, foreign.as_integers(model, images, io_type))
+    facts = recognizers.load(file, NOWHERE).facts
+    assert (facts.pixels.name, facts.known, facts.dtype) == (name, True, io_type)
+    assert (measuring.read(file, facts.pixels, foreign.pictures())[0] == DIGITS).all()
+
+
+@pytest.mark.parametrize(("low", "name"), [(0.0, "0..1"), (-1.0, "-1..1")])
+def test_a_range_that_no_file_tells_is_found_by_trial(tmp_path, low, name):
+    file = stored(tmp_path, foreign.as_float(foreign.picky(low)))
+    facts = recognizers.load(file, NOWHERE).facts
+    assert (facts.pixels, facts.known) == (RAW, False)
+    pixels = measuring.best_range(file, foreign.pictures(), foreign.TENTHS)
+    assert pixels.name == name
+    assert (measuring.read(file, pixels, foreign.pictures())[0] == DIGITS).all()
+    assert (measuring.read(file, RAW, foreign.pictures())[0] == 0).all()
+
+
+def test_raw_pixels_win_where_every_range_does(tmp_path):
+    file = stored(tmp_path, foreign.as_float(foreign.network(10)))
+    assert measuring.best_range(file, foreign.pictures(), foreign.TENTHS) is RAW
+
+
+@pytest.mark.parametrize("size", [(28, 28, 1), (48, 32, 3), (48, 32, 1)])
+def test_other_sizes_and_grey(tmp_path, size):
+    file = stored(tmp_path, foreign.as_float(foreign.network(100, size)))
+    assert recognizers.load(file, NOWHERE).input_shape == size
+    assert (measuring.read(file, RAW, foreign.pictures((*size[:2], 3)))[0] == foreign.TENTHS).all()
+
+
+def test_keras_models_of_strangers(tmp_path):
+    foreign.network(11, end="softmax").save(tmp_path / "a.keras")
+    model = recognizers.load(tmp_path / "a.keras", NOWHERE)
+    assert (model.facts.known, model.facts.outputs) == (False, "11 digits and N, softmax")
+    assert (model.facts.parameters, model.facts.macs) == (1920 * 11 + 11, 1920 * 11)
+    numbers, _ = recognizers.decide(model, foreign.pictures())
+    assert (numbers[90:] == 10).all()
+    assert (numbers[:90] == DIGITS[:90]).all()
+
+
+def test_hdf5_files_are_refused_with_the_reason(tmp_path):
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(RecognizerError, match="may hold code that runs when it is loaded"):
+        recognizers.load(tmp_path / "a.h5", NOWHERE)
+
+
+def test_other_numbers_of_outputs_are_refused():
+    with pytest.raises(EncodingError, match="20 outputs; 2"):
+        encodings.names(20)
+
+
+def test_the_first_operator_alone_decides():
+    facts = tflite_file.read(foreign.as_float(foreign.network(10)))
+    assert facts.first.constant is None
+    assert encodings.pixel_range(facts) is None

@@ -1,0 +1,87 @@
+"""The pictures that all models of a benchmark read, in every size that one of them takes."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils import readers, sources
+from utils.sources import DataSource
+
+log = logging.getLogger(__name__)
+
+SYNTHETIC = "synthetic"  # as a source: drawn digits
+SYNTHETIC_COUNT = 2000
+SEED = 90_001  # another one than SEED of parameters.py, or a model would be measured on what it was trained on
+DRAWN_SHAPE = (32, 20)  # at which digits are drawn; other sizes are made of that
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures that all models read: ``tenths`` (N,) labels 0..99, ``meters`` (N,) indices into ``meter_names``."""
+
+    declared: tuple[DataSource, ...]
+    tenths: np.ndarray
+    meters: np.ndarray
+    meter_names: tuple[str, ...]
+
+    @property
+    def has_tenths(self) -> bool:
+        """False if the labels are whole digits."""
+        return bool((self.tenths % 10).any())
+
+    def rgb(self, height: int, width: int) -> np.ndarray:
+        """The pictures in a size, ``(N, height, width, 3)`` uint8."""
+        return np.concatenate([part.images for part in _read(self.declared, height, width)])
+
+
+def drums() -> Pictures:
+    """The drawn digits alone."""
+    return load([SYNTHETIC])
+
+
+def load(declared: Sequence[str]) -> Pictures:
+    """Reads the sources: folders with labelled pictures, each taken for what it looks like, or ``synthetic``.
+
+    Raises:
+        SourceError: a folder is missing, empty or damaged.
+    """
+    entries: list[dict[str, Any]] = []
+    for text in declared:
+        if text != SYNTHETIC:
+            entries, _ = sources.with_source(entries, sources.declare(Path(text), 1.0))
+        elif not any(entry["type"] == SYNTHETIC for entry in entries):
+            entries.append({"name": SYNTHETIC, "type": SYNTHETIC, "count": SYNTHETIC_COUNT})
+    parsed = tuple(DataSource.from_dict(entry, "--data") for entry in entries)
+    read = _read(parsed, *DRAWN_SHAPE)
+    names = [f"{part.name}/{meter}" for part in read for meter in part.meters]
+    starts = np.cumsum([0, *(len(part.meters) for part in read)])
+    meters = np.concatenate([part.meter_ids + start for part, start in zip(read, starts, strict=False)])
+    found = Pictures(parsed, np.concatenate([part.tenths for part in read]), meters, tuple(names))
+    if not found.has_tenths:
+        log.warning("no label has a tenth: models are compared by digit, and 3 counts as 3.0 otherwise")
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _read(declared: tuple[DataSource, ...], height: int, width: int) -> tuple[sources.SourceData, ...]:
+    return tuple(_read_one(source, height, width) for source in declared)
+
+
+def _read_one(source: DataSource, height: int, width: int) -> sources.SourceData:
+    if source.type != SYNTHETIC:
+        # 10 classes, as that accepts labels without tenths.
+        return readers.read(source, height, width, 3, nb_classes=10, seed=SEED)
+    drawn = readers.read(source, *DRAWN_SHAPE, 3, nb_classes=10, seed=SEED)
+    return sources.SourceData(**{**vars(drawn), "images": _resized(drawn.images, height, width)})
+
+
+def _resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    if images.shape[1:3] == (height, width):
+        return images
+    return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images])
