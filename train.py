@@ -17,6 +17,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--train", nargs="+", metavar="ARCHITECTURE", help="architectures to train, one or several")
     what.add_argument("--train_all", action="store_true", help="train every architecture")
     what.add_argument("--test_all_models", action="store_true", help="take every architecture through one epoch")
+    what.add_argument("--list", action="store_true", help="say how large each architecture is and what it is for")
     what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="finish a run that was broken off")
     parser.add_argument("--teacher", nargs="+", metavar="RUN", help="trained models that teach (TEACHERS)")
     parser.add_argument("--use_tuner", action="store_true", help="search hyper-parameters first")
@@ -24,10 +25,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no_cleanup", action="store_true", help="keep checkpoints after the run")
     console.add_common_arguments(parser)
     arguments = parser.parse_args(argv)
-    if arguments.use_tuner and (arguments.resume or arguments.test_all_models or arguments.jobs > 1):
-        parser.error("--use_tuner goes with --train or --train_all alone: leave the other options out")
-    if arguments.resume and arguments.set:
-        parser.error("--resume goes on with the settings the run was started with: leave --set out")
+    console.refuse_beside(parser, arguments, "use_tuner", "resume", "test_all_models", "list", "jobs")
+    console.refuse_beside(parser, arguments, "resume", "set", "teacher")
     return arguments
 
 
@@ -52,10 +51,13 @@ def train(arguments: argparse.Namespace) -> int:
     model_files.teachers(settings)
     devices.check(settings)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
-    splits = None if arguments.resume else loader.load(settings)
+    splits = None if arguments.resume or arguments.list else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
-    from utils import session, tuning
+    from utils import catalog, session, tuning
 
+    if arguments.list:
+        print(catalog.table(settings))
+        return 0
     options = session.Options(arguments.no_cleanup, arguments.debug)
     if arguments.resume:
         outcomes = [session.resume(arguments.resume, options)]
@@ -69,12 +71,8 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    return exit_code(
-        "train.py",
-        lambda: train(arguments),
-        "interrupted; go on with --resume RUN_DIR (the folder is in the log above)",
-    )
+    hint = "interrupted; go on with --resume RUN_DIR (the folder is in the log above)"
+    return exit_code("train.py", lambda: train(parse_arguments(argv)), hint)
 
 
 if __name__ == "__main__":

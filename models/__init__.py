@@ -19,11 +19,15 @@ class UnknownArchitectureError(UserError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture: its name, its ``build(input_shape, nb_classes) -> keras.Model`` and its traits."""
+    """One architecture: its name, its ``build(input_shape, nb_classes) -> keras.Model`` and its traits.
+
+    ``purpose``: what it is for, in a phrase.
+    """
 
     name: str
     build: Callable
     quantizable: bool
+    purpose: str = ""
 
 
 def available() -> list[str]:
@@ -53,4 +57,4 @@ def get(name: str) -> Architecture:
         UnknownArchitectureError: there is none of that name.
     """
     module = importlib.import_module(f"models.{check(name)}")
-    return Architecture(name, module.build, getattr(module, "QUANTIZABLE", True))
+    return Architecture(name, module.build, getattr(module, "QUANTIZABLE", True), getattr(module, "PURPOSE", ""))

@@ -16,11 +16,21 @@ def image_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, k
     return image, layers.Rescaling(1 / 128, offset=-1, name="rescaling")(image)
 
 
+def conv_bn(x: keras.KerasTensor, filters: int, kernel: int = 3) -> keras.KerasTensor:
+    """Convolution (SAME, stride 1) and batch normalisation, linear."""
+    x = layers.Conv2D(filters, kernel, padding="same", use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
+    return layers.BatchNormalization()(x)
+
+
 def conv_bn_relu(x: keras.KerasTensor, filters: int, kernel: int = 3, relu6: bool = False) -> keras.KerasTensor:
     """Convolution (SAME, stride 1), batch normalisation, ReLU."""
-    x = layers.Conv2D(filters, kernel, padding="same", use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
-    x = layers.BatchNormalization()(x)
-    return layers.ReLU(6.0 if relu6 else None)(x)
+    return layers.ReLU(6.0 if relu6 else None)(conv_bn(x, filters, kernel))
+
+
+def depthwise_bn_relu(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Depthwise 3x3 convolution (SAME, stride 1), batch normalisation, ReLU."""
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, depthwise_initializer=KERNEL_INITIALIZER)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
 
 
 def plain_stages(x: keras.KerasTensor, stages: tuple[tuple[int, ...], ...]) -> keras.KerasTensor:
@@ -34,14 +44,30 @@ def plain_stages(x: keras.KerasTensor, stages: tuple[tuple[int, ...], ...]) -> k
 
 def residual(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
     """Two 3x3 convolutions and a shortcut (He et al. 2016, basic block); a 1x1 convolution where the width changes."""
-    shortcut = x
-    if x.shape[-1] != filters:
-        shortcut = layers.Conv2D(filters, 1, use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
-        shortcut = layers.BatchNormalization()(shortcut)
-    x = conv_bn_relu(x, filters)
-    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=KERNEL_INITIALIZER)(x)
-    x = layers.BatchNormalization()(x)
+    shortcut = x if x.shape[-1] == filters else conv_bn(x, filters, 1)
+    x = conv_bn(conv_bn_relu(x, filters), filters)
     return layers.ReLU()(layers.Add()([x, shortcut]))
+
+
+def separable(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+    """Depthwise 3x3, then pointwise convolution, ReLU behind both (Howard et al. 2017, MobileNet)."""
+    return conv_bn_relu(depthwise_bn_relu(x), filters, 1)
+
+
+def inverted_residual(x: keras.KerasTensor, filters: int, expansion: int) -> keras.KerasTensor:
+    """Widened by a 1x1 convolution, depthwise 3x3, narrowed without ReLU (Sandler et al. 2018, MobileNetV2).
+
+    The shortcut joins the narrow ends; there is none where the width changes.
+    """
+    wide = depthwise_bn_relu(conv_bn_relu(x, expansion * x.shape[-1], 1))
+    narrow = conv_bn(wide, filters, 1)
+    return layers.Add()([x, narrow]) if x.shape[-1] == filters else narrow
+
+
+def ghost(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+    """Half the channels by a 3x3 convolution, their ghosts by a depthwise one of those (Han et al. 2020, GhostNet)."""
+    half = conv_bn_relu(x, filters // 2)
+    return layers.Concatenate()([half, depthwise_bn_relu(half)])
 
 
 def logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:

@@ -5,6 +5,8 @@ from keras import layers
 
 from models import _blocks
 
+PURPOSE = "the public baseline, to compare with"
+
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """3x3 convolutions 32-64-64, each with 2x2 max-pooling, dense 256."""

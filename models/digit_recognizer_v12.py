@@ -5,6 +5,8 @@ from keras import layers
 
 from models import _blocks
 
+PURPOSE = "reading before size; residual blocks"
+
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """A 3x3 stem, then one residual block each of 32, 48 and 96 filters, pooled in between, global average."""

@@ -5,6 +5,8 @@ from keras import layers
 
 from models import _blocks
 
+PURPOSE = "no flatten: any input size at the same number of weights"
+
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """3x3 convolutions 20-36-48-56 with ReLU6, pooled after each but the last, global average, dense 64."""

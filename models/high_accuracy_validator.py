@@ -6,6 +6,7 @@ from keras import layers
 from models import _blocks
 
 QUANTIZABLE = False
+PURPOSE = "for the PC: teaches the small ones, checks labels; never quantised"
 
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:

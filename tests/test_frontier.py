@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 
+from tests import measure_frontier
 from utils import charts, frontier
 from utils.frontier import Point
 
@@ -84,3 +86,21 @@ def test_charts_name_strangers_and_take_the_page_s_colours():
     assert "currentColor" in svg
     assert charts._INK not in svg
     assert svg == charts.sizes(points, "within 0.1")
+
+
+def test_the_readmes_table_and_plot_come_from_the_results(tmp_path, capsys):
+    small, large = results(20, 0.93), results(80, 0.97)
+    for model, name in ((small, "digit_recognizer_v6"), (large, "cnn32")):
+        model |= {"architecture": name, "parameters": 12_332, "multiply_accumulates": 666_752}
+    scores = small["files"]["m.tflite"]["sets"]["cellar"]
+    scores |= {"digit": 0.91, "mean_over_meters": {"within_0.1": 0.92}, "interval_95": {"within_0.1": [0.9, 0.95]}}
+    folders = [str(run(tmp_path, name, model)) for name, model in (("large", large), ("small", small))]
+    measure_frontier.main([*folders, "--test_set", "cellar", "--plot", str(tmp_path / "plots" / "frontier.png")])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| `digit_recognizer_v6` | 20.0 | 12,332 | 666,752 | 0.9300 (0.900..0.950) | 0.9200 | 0.9100 |",
+        "| `cnn32` | 80.0 | 12,332 | 666,752 | 0.9700 | - | - |",
+    ]
+    assert cv2.imread(str(tmp_path / "plots" / "frontier.png")).shape[1] == 900
+    with pytest.raises(SystemExit, match="no scores of 100 classes on attic"):
+        measure_frontier.main([*folders, "--test_set", "attic", "--plot", str(tmp_path / "frontier.png")])
+    assert not (tmp_path / "frontier.png").exists()

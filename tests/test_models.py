@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import complexity, evaluation, export
+from utils import catalog, complexity, evaluation, export
 from utils.synthetic import draw
 
 
@@ -55,16 +55,28 @@ def test_is_a_plain_keras_file(architecture, tmp_path, rng):
     assert not any(isinstance(layer, keras.layers.Lambda) for layer in loaded.layers)
 
 
-def test_exports(architecture):
-    if not architecture.quantizable:
-        pytest.skip("never quantised")
+def as_if_trained(architecture: models.Architecture) -> keras.Model:
+    """A grey model of 10 classes whose biases and batch statistics are no zeros and ones any more."""
     keras.utils.set_random_seed(1)
     model = architecture.build((32, 20, 1), 10)
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        layer.set_weights([rng.uniform(0.1, 0.3, w.shape) if w.ndim == 1 else w for w in layer.get_weights()])
+    return model
+
+
+def test_exports_to_a_file_of_the_size_foretold(architecture):
+    if not architecture.quantizable:
+        pytest.skip("never quantised")
+    model = as_if_trained(architecture)
     images = draw(200, seed=1).images.mean(axis=-1, keepdims=True).astype(np.uint8)
     expected = evaluation.keras_logits(model, images)
-    as_float = evaluation.tflite_logits(export.float_tflite(model), images)
-    np.testing.assert_allclose(as_float, expected, atol=1e-3)
-    as_int8 = evaluation.tflite_logits(export.quantized_tflite(model, images, "int8"), images)
+    content = export.float_tflite(model)
+    np.testing.assert_allclose(evaluation.tflite_logits(content, images), expected, atol=1e-3)
+    assert complexity.file_bytes(model, quantized=False) == pytest.approx(len(content), rel=0.05)
+    content = export.quantized_tflite(model, images, "int8")
+    assert complexity.file_bytes(model) == pytest.approx(len(content), rel=0.03)
+    as_int8 = evaluation.tflite_logits(content, images)
     # An untrained network's logits are small and close together; a broken scale or zero point shows all the same.
     assert np.corrcoef(as_int8.ravel(), expected.ravel())[0, 1] > 0.98
 
@@ -81,6 +93,17 @@ def test_depthwise_work_is_counted_once_a_channel():
     image = keras.Input((8, 8, 16))
     model = keras.Model(image, keras.layers.DepthwiseConv2D(3, padding="same")(image))
     assert complexity.multiply_accumulates(model) == 64 * 9 * 16
+
+
+def test_the_table_of_architectures_has_each_with_its_numbers_and_purpose(tiny):
+    text = catalog.table(tiny(nb_classes=100, input_channels=3))
+    rows = {line.split()[0]: line for line in text.splitlines()[2:] if line}
+    assert {*models.available(), "100"} == rows.keys()
+    assert all(models.get(name).purpose in rows[name] for name in models.available())
+    # cnn32 in RGB has 213,348 weights; 223,344 bytes was its file once trained.
+    assert rows["cnn32"].split()[-3:] == ["213,348", "5,133,312", "219"]
+    assert rows["high_accuracy_validator"].endswith(" -")
+    assert text.endswith("100 classes, input 20 x 32, RGB")
 
 
 def test_the_validator_is_never_quantised_and_large():

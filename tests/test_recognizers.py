@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import device_files
-from utils import encodings, micro, recognizers, tflite_file
+from utils import confidence, encodings, micro, recognizers, tflite_file
 from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError

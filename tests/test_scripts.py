@@ -45,10 +45,11 @@ def run_folders(output: Path) -> list[Path]:
         (["--set", "EPOCHS=0"], 2, "EPOCHS = 0: accepted are 1..100000"),
         (["--set", "ESP_DL_QUANTIZE=True", "--set", "ESP_DL_TARGETS=['esp8']"], 2, "known are esp32, esp32s3"),
         (["--set", "DEPLOY_TARGETS=['ai']"], 2, "unknown target 'ai': known are tflite_micro"),
-        (["--use_tuner", "--test_all_models"], 2, "leave the other options out"),
+        (["--use_tuner", "--test_all_models"], 2, "leave --test_all_models out"),
         (["--use_tuner", "--set", "TUNER_OPTIMIZERS=[]"], 2, "TUNER_OPTIMIZERS is empty: give at least one value"),
         (["--jobs", "0"], 2, "--jobs: needs a number of at least 1"),
         (["--resume", "nowhere", "--set", "EPOCHS=3"], 2, "leave --set out"),
+        (["--resume", "nowhere", "--teacher", "x"], 2, "leave --teacher out"),
     ],
 )
 def test_answers_without_tensorflow(arguments, exit_code, text):

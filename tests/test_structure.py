@@ -29,7 +29,7 @@ LAYERS = {
     ],
     5: [
         *("utils.recognizers", "utils.evaluation", "utils.training", "utils.manifest", "utils.golden"),
-        *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings"),
+        *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
     6: [
         *("utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"),

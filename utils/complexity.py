@@ -1,9 +1,22 @@
-"""How large a network is: parameters and multiply-accumulates."""
+"""How large a network is: parameters, multiply-accumulates, bytes of its file."""
 
 import math
 
 import keras
 from keras import layers
+
+WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
+OPERATORS = (
+    *(layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
+    *(layers.Flatten, layers.Add, layers.Multiply, layers.Concatenate),
+)
+# Bytes in a quantised TFLite file beside the weights of one byte each, fitted to the converted files of this project's
+# architectures: errors below 3 %, as float files below 5 %.
+OF_A_FILE = 350
+OF_A_WEIGHTED_LAYER = 840  # the operator, its three tensors and their names
+OF_ANOTHER_OPERATOR = 200
+OF_A_FILTER = 27  # its bias, and scale and zero point of both bias and weights
+OF_A_DENSE_OUTPUT = 4  # its bias: a dense layer has one scale
 
 
 def parameters(model: keras.Model) -> int:
@@ -14,6 +27,22 @@ def parameters(model: keras.Model) -> int:
 def multiply_accumulates(model: keras.Model) -> int:
     """Multiply-accumulates of convolutions and dense layers for one picture; the rest is small beside them."""
     return sum(_layer(layer) for layer in model.layers)
+
+
+def file_bytes(model: keras.Model, quantized: bool = True) -> int:
+    """About how large the model's TFLite file will be once it is trained, batch normalisation folded.
+
+    Converting an untrained model instead would flatter: its biases are all zero, and the file holds equal ones once.
+    """
+    weighted = [layer for layer in model.layers if isinstance(layer, WEIGHTED)]
+    kernels = sum(math.prod(layer.kernel.shape) for layer in weighted)
+    filters = sum(layer.output.shape[-1] for layer in weighted if not isinstance(layer, layers.Dense))
+    dense = sum(layer.output.shape[-1] for layer in weighted if isinstance(layer, layers.Dense))
+    others = sum(isinstance(layer, OPERATORS) for layer in model.layers)
+    graph = OF_A_FILE + OF_A_WEIGHTED_LAYER * len(weighted) + OF_ANOTHER_OPERATOR * others
+    if not quantized:
+        return graph + 4 * (kernels + filters + dense)
+    return graph + kernels + OF_A_FILTER * filters + OF_A_DENSE_OUTPUT * dense
 
 
 def _layer(layer: keras.layers.Layer) -> int:

@@ -20,6 +20,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="log more, TensorFlow's own log too")
 
 
+def refuse_beside(parser: argparse.ArgumentParser, arguments: argparse.Namespace, option: str, *others: str) -> None:
+    """Ends the command with a message if ``option`` is given, and one of ``others`` that would be ignored beside it."""
+    given = [name for name in (option, *others) if getattr(arguments, name) != parser.get_default(name)]
+    if option in given[:1] and len(given) > 1:
+        parser.error(f"--{option} goes without --{given[1]}: leave --{given[1]} out")
+
+
 def share(text: str) -> float:
     """An argument's value from 0 to 1."""
     value = float(text)
@@ -49,6 +56,7 @@ def set_up(debug: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.INFO if debug else logging.WARNING)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0" if debug else "3"
     if debug:
         for room in ("utils", "models", "tensorflow"):
@@ -100,8 +108,15 @@ def quiet_native() -> Iterator[None]:
 
 
 def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
-    """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used."""
+    """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used.
+
+    Where Keras has another backend (``KERAS_BACKEND``) TensorFlow is left alone: it need not be installed.
+    """
     with quiet_native():
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            return
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -10,7 +10,6 @@ import numpy as np
 
 from utils import (
     espdl_deployment,
-    export,
     fake_quant,
     gate,
     golden,
@@ -58,6 +57,9 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     Raises:
         QuantizationError, ExportError: a conversion failed.
     """
+    # Here and not above: it needs TensorFlow, which a machine that only trains may lack.
+    from utils import export
+
     files = [DeviceFile(f"{model.name}_float.tflite", export.float_tflite(model), "float")]
     if not mode.int8:
         return files
@@ -88,6 +90,8 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
 def _for_device(
     quantized: keras.Model, target: str | None, kind: str, samples: np.ndarray, settings: Settings
 ) -> DeviceFile:
+    from utils import export
+
     device = targets.get(target or "tflite_micro")
     source = fake_quant.with_rgb_input(quantized) if device.rgb else quantized
     io_type = device.io_type or settings.quantized_io_type

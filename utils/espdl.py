@@ -1,6 +1,7 @@
 """Keras model -> ``.espdl`` file for Espressif's ESP-DL, through ONNX and esp-ppq.
 
-esp-ppq and what it needs (torch, onnx) are optional packages, imported only here and only when a file is made.
+esp-ppq and what it needs (torch, onnx) are optional packages, imported only here and only when a file is made; so is
+TensorFlow, which a machine that only trains may lack.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from utils import espdl_file, espdl_run, fake_quant
 from utils.console import quiet_native
@@ -92,6 +92,8 @@ def to_onnx(quantized: keras.Model) -> Network:
     Raises:
         EspdlExportError: the conversion failed.
     """
+    import tensorflow as tf
+
     network, largest_logit = fake_quant.folded(quantized)
     signature = [tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name=INPUT_NAME)]
     # tf2onnx names the input after the argument.

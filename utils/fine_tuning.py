@@ -261,7 +261,7 @@ def _trainer(model: keras.Model, plan: Plan) -> keras.Model:
         plan.learning_rate / 100, steps - warmup, alpha=0.01, warmup_target=plan.learning_rate, warmup_steps=warmup
     )
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    trainer.compile(keras.optimizers.Adam(schedule), loss, jit_compile=False)
+    trainer.compile(keras.optimizers.Adam(schedule), loss, jit_compile=training.XLA)
     return trainer
 
 

@@ -202,12 +202,14 @@ def tuning(path: Path, trials: list[dict], objective: str) -> None:
     _save(figure, path)
 
 
-def table(rows: list[list[str]]) -> str:
-    """Text table: the first row is the heading, columns are as wide as needed, numbers stand at the right."""
+def table(rows: list[list[str]], texts: int = 3) -> str:
+    """Text table: the first row is the heading, columns are as wide as needed, those behind the ``texts`` first stand
+    at the right.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
+            cell.ljust(width) if column < texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -145,7 +145,7 @@ def read_settings(run_dir: Path) -> Started:
     path = run_dir / SETTINGS_FILE
     if not path.is_file():
         raise RunError(f"{run_dir}: no run folder to resume ({SETTINGS_FILE} is missing)")
-    if (run_dir / RESULTS_FILE).is_file():
+    if (run_dir / RESULTS_FILE).is_file() and without_device_files(run_dir) is None:
         raise RunError(f"{run_dir}: this run is finished, there is nothing to resume")
     try:
         saved = json.loads(path.read_text())
@@ -153,6 +153,15 @@ def read_settings(run_dir: Path) -> Started:
         return Started(settings, saved["architecture"], saved["data_fingerprint"], saved.get("tuned_by"))
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not the settings of a run of this version ({error})") from error
+
+
+def without_device_files(run_dir: Path) -> dict | None:
+    """``results.json`` of a trained run that has no file for any device yet; None for every other folder."""
+    try:
+        results = json.loads((run_dir / RESULTS_FILE).read_text())
+        return results if set(results["files"]) == {BEST_MODEL_FILE} else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def clean_up(run_dir: Path, keep_checkpoints: bool) -> None:

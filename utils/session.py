@@ -88,6 +88,8 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
 def resume(run_dir: Path, options: Options) -> Outcome:
     """Finishes a run that was broken off, from its last checkpoint, with the settings it was started with.
 
+    One that was trained by another Keras backend than TensorFlow gets its files for devices.
+
     Raises:
         RunError: no unfinished run there, or another process is at it.
         DataError: the pictures are not those the run was started with.
@@ -214,20 +216,26 @@ def _run(
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, options.tuned_by)
     with runs.hold(run_dir):
-        log.info("training %s in %s", architecture.name, run_dir)
-        fitted = training.fit(model, splits, settings, run_dir)
-        report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
+        results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
-        scale = temperature.fold_best(model, run_dir, splits, settings)
-        results = _results(model, splits, settings, mode, run_dir, _training_facts(fitted))
-        results["temperature"] = scale
-        results |= {"tuned_by": options.tuned_by} if options.tuned_by else {}
-        results["timing"] = _timing(fitted.seconds, started)
+        if "temperature" not in results:
+            results["temperature"] = temperature.fold_best(model, run_dir, splits, settings)
+        results |= _results(model, splits, settings, mode, run_dir, results["training"])
+        results["timing"] = _timing(results["timing"]["training_s"], started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         report_page.write(run_dir)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
+
+
+def _fit(model: keras.Model, splits: Splits, settings: Settings, options: Options, run_dir: Path) -> dict:
+    """Trains; returns what ``results.json`` is to hold of it."""
+    log.info("training %s in %s", model.name, run_dir)
+    fitted = training.fit(model, splits, settings, run_dir)
+    report.training_history(run_dir / "training_history.png", fitted.rows, fitted.best_epoch)
+    results = {"training": _training_facts(fitted), "timing": {"training_s": fitted.seconds}}
+    return results | ({"tuned_by": options.tuned_by} if options.tuned_by else {})
 
 
 def _results(
@@ -254,13 +262,22 @@ def _timing(training_seconds: float, started: float) -> dict[str, float]:
 
 def _deliver(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode, run_dir: Path) -> dict:
     """Converts, gates, writes and measures the files; returns their part of the results."""
-    made = deployment.make(model, splits, settings, mode)
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        log.warning(
+            "no files for devices: TensorFlow makes them and Keras runs on %s; with TensorFlow,"
+            " train.py --resume %s makes them of this run",
+            backend,
+            run_dir,
+        )
+    made = deployment.make(model, splits, settings, mode) if backend == "tensorflow" else []
     files = deployment.accepted(made)
     for file in files:
         runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
-    recommended, threshold = _recommend(files, splits)
+    recommended, threshold = _recommend(model, files, splits)
     scores = _score(model, files, splits, run_dir, recommended, threshold)
-    deployment.write_papers(run_dir, files, splits, settings, mode.label, scores, threshold)
+    if files:
+        deployment.write_papers(run_dir, files, splits, settings, mode.label, scores, threshold)
     return {
         "files": scores,
         "recommended": recommended,
@@ -310,8 +327,10 @@ def _quantizable(name: str) -> bool:
     return models.get(name).quantizable if name in models.available() else True
 
 
-def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> tuple[str, float | None]:
+def _recommend(model: keras.Model, files: list[deployment.DeviceFile], splits: Splits) -> tuple[str, float | None]:
     """The quantised file that reads most validation pictures right, the post-training one if they are equal.
+
+    Without quantised files the float one, without any the Keras model.
 
     Returns:
         Its name, and the confidence below which its readings are better refused, see :func:`confidence.recommended`.
@@ -321,6 +340,7 @@ def _recommend(files: list[deployment.DeviceFile], splits: Splits) -> tuple[str,
     candidates = [first_of_kind[kind] for kind in ("ptq", "qat") if kind in first_of_kind] or files[:1]
     images, classes = pool.images(pictures), pool.classes(pictures)
     logits = {file.name: evaluation.file_logits(file.name, file.content, images) for file in candidates}
+    logits = logits or {runs.BEST_MODEL_FILE: evaluation.keras_logits(model, images)}
     name = max(logits, key=lambda name: (logits[name].argmax(axis=1) == classes).sum())
     reading = scoring.reading(splits, pictures, logits[name])
     threshold = confidence.recommended(reading.confidences, reading.right)

@@ -25,6 +25,8 @@ LOSSES = {
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
     "categorical_focal_crossentropy": keras.losses.CategoricalFocalCrossentropy,
 }
+# XLA slows TensorFlow's small convolutions on a CPU down two to six times; JAX is slow without it.
+XLA = keras.backend.backend() == "jax"
 
 
 class TrainingError(UserError):
@@ -259,11 +261,14 @@ def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> 
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
         loss_weights=1 - settings.teacher_share if settings.teachers else None,
         metrics=["accuracy"],
-        # XLA slows small convolutions on a CPU down two to six times.
-        jit_compile=False,
-        # Several steps at once and several devices at once do not go together in TensorFlow 2.21.
-        steps_per_execution=min(8, steps_per_epoch) if settings.gpus == 1 else 1,
+        jit_compile=XLA,
+        steps_per_execution=min(8, steps_per_epoch) if _takes_several_steps(settings) else 1,
     )
+
+
+def _takes_several_steps(settings: Settings) -> bool:
+    # Keras has one step at a time for PyTorch; in TensorFlow 2.21 several do not go together with several devices.
+    return keras.backend.backend() != "torch" and settings.gpus == 1
 
 
 def _learning_rate(settings: Settings, steps_per_epoch: int):

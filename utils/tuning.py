@@ -20,7 +20,6 @@ from utils import (
     console,
     devices,
     evaluation,
-    export,
     loader,
     report,
     runs,
@@ -230,6 +229,8 @@ def _accuracy(fitted: training.Training, splits: Splits, settings: Settings, fol
 
 
 def _within_tenth(fitted: training.Training, splits: Splits, settings: Settings, folder: Path) -> float:
+    from utils import export
+
     model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
     content = export.quantized_tflite(model, calibration, settings.quantized_io_type)
@@ -263,20 +264,10 @@ def _misfit(name: str, settings: Settings) -> str:
     work = complexity.multiply_accumulates(model)
     if settings.tuner_max_macs and work > settings.tuner_max_macs:
         return f"has {work:,} multiply-accumulates, more than TUNER_MAX_MACS = {settings.tuner_max_macs:,}"
-    if (
-        settings.tuner_max_kb
-        and (size := _kilobytes(model, architecture.quantizable, settings)) > settings.tuner_max_kb
-    ):
-        return f"makes a file of {size:.1f} KiB, more than TUNER_MAX_KB = {settings.tuner_max_kb}"
+    size = complexity.file_bytes(model, architecture.quantizable) / 1024
+    if settings.tuner_max_kb and size > settings.tuner_max_kb:
+        return f"makes a file of about {size:.1f} KiB, more than TUNER_MAX_KB = {settings.tuner_max_kb}"
     return ""
-
-
-def _kilobytes(model: keras.Model, quantizable: bool, settings: Settings) -> float:
-    """Size of the device file; it does not depend on the weights' values, so an untrained model will do."""
-    if not quantizable:
-        return len(export.float_tflite(model)) / 1024
-    noise = np.random.default_rng(0).integers(0, 256, (32, *settings.input_shape), dtype=np.uint8)
-    return len(export.quantized_tflite(model, noise, settings.quantized_io_type)) / 1024
 
 
 def _say_plan(count: int, possible: int, settings: Settings) -> None:

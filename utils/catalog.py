@@ -1,0 +1,19 @@
+"""All architectures side by side: how large, how much work, what for."""
+
+import models
+from utils import complexity, report
+from utils.settings import Settings
+
+
+def table(settings: Settings) -> str:
+    """Text table of every architecture at the settings' input and number of classes; nothing is converted for it."""
+    rows = [["architecture", "for", "parameters", "multiply-accumulates", "int8 KB, about"]]
+    for name in models.available():
+        architecture = models.get(name)
+        model = architecture.build(settings.input_shape, settings.nb_classes)
+        size = f"{complexity.file_bytes(model) / 1024:.0f}" if architecture.quantizable else "-"
+        numbers = (f"{number(model):,}" for number in (complexity.parameters, complexity.multiply_accumulates))
+        rows.append([name, architecture.purpose, *numbers, size])
+    height, width, channels = settings.input_shape
+    asked = f"{settings.nb_classes} classes, input {width} x {height}, {'RGB' if channels == 3 else 'grey'}"
+    return f"{report.table(rows, texts=2)}\n\n{asked}"
