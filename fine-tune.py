@@ -26,11 +26,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def fine_tune(arguments: argparse.Namespace) -> int:
-    settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
+    given = settings_module.parse_assignments(arguments.set)
+    model_file = model_files.find(arguments.model_path, Path(settings_module.load(**given).output_dir))
+    # The model says what it reads; what was given wins, and is refused where it doesn't fit.
+    settings = settings_module.load(**{**model_files.declared(model_file), **given})
     chips.check(settings)
     console.set_up(arguments.debug)
-    model_file = model_files.find(arguments.model_path, Path(settings.output_dir))
-    model_files.check(model_file)
     new = []
     for folder in arguments.data:
         declared, name = sources.with_source(settings.data_sources, sources.declare(folder, NEW_WEIGHT))

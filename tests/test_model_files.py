@@ -584,3 +584,21 @@ def test_a_trained_run_loads(trained_run):
     model = model_files.load(model_files.find(None, Path(settings.output_dir)))
     assert model_files.identity(model).name == outcome.architecture
     model_files.check_fits(model, settings, new_head=False)
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((32, 20, 3), 100), ((48, 32, 1), 10)])
+def test_a_model_declares_the_settings_it_needs(tmp_path, shape, classes):
+    import models
+
+    models.get("digit_recognizer_v6").build(shape, classes).save(tmp_path / "a.keras")
+    names = ("input_height", "input_width", "input_channels", "nb_classes")
+    assert model_files.declared(tmp_path / "a.keras") == dict(zip(names, (*shape, classes), strict=True))
+
+
+def test_a_model_of_other_classes_declares_its_pictures_alone(tmp_path):
+    import keras
+
+    image = keras.Input((32, 20, 3))
+    outputs = keras.layers.Dense(7)(keras.layers.Flatten()(image))
+    keras.Model(image, outputs).save(tmp_path / "a.keras")
+    assert model_files.declared(tmp_path / "a.keras") == {"input_height": 32, "input_width": 20, "input_channels": 3}

@@ -225,7 +225,9 @@ def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Set
     parts = []
     for number, source in enumerate(used):
         mine = rng.permutation(train[pool.source_ids[train] == number])
-        for meter, weight in _meter_weights(pool.meter_ids[mine], settings.balance_sources).items():
+        # The generator's typefaces are balanced as they are.
+        balance = settings.balance_sources and source.type != "synthetic"
+        for meter, weight in _meter_weights(pool.meter_ids[mine], balance).items():
             members = mine[pool.meter_ids[mine] == meter]
             repeats, rest = divmod(round(source.weight * weight * len(members)), len(members))
             parts += [np.tile(members, repeats), members[:rest]]

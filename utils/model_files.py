@@ -123,6 +123,21 @@ def check(path: Path) -> None:
     _read(Path(path))
 
 
+def declared(path: Path) -> dict[str, int]:
+    """The settings that a model's own description asks for: ``input_*`` and ``nb_classes``, as far as it tells them.
+
+    Raises:
+        ModelFileError: what :func:`check` finds.
+    """
+    layers = json.loads(_read(Path(path))[0])["config"].get("layers", [])
+    shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
+    units = [layer["config"]["units"] for layer in layers if "units" in layer["config"]]
+    found = {"nb_classes": units[-1]} if units and units[-1] in settings_module.CHOICES["nb_classes"] else {}
+    if len(shapes) == 1 and isinstance(shapes[0], list) and len(shapes[0]) == 4 and all(shapes[0][1:]):
+        found |= dict(zip(("input_height", "input_width", "input_channels"), shapes[0][1:], strict=True))
+    return found
+
+
 def load(path: Path, foreign: bool = False) -> Any:
     """Loads a model (``keras.Model``): one picture of raw pixels in, logits out. It is not compiled.
 
