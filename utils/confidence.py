@@ -127,36 +127,37 @@ def recommended(confidences: np.ndarray, right: np.ndarray) -> float | None:
     return math.floor(float(thresholds[good[-1]]) * 1e6) / 1e6 if len(good) else None
 
 
-def temperature(logits: np.ndarray, classes: np.ndarray) -> float | None:
-    """What to divide logits by so that confidence is the share right (Guo et al. 2017, arXiv:1706.04599).
+def temperature(logits: np.ndarray, right: np.ndarray) -> float | None:
+    """What to divide logits by so that the confidence is the share right, after Guo et al. 2017 (arXiv:1706.04599).
 
-    The negative log-likelihood of the labels has one minimum over it, found by golden section on its logarithm.
+    It has the lowest log loss of "this reading is right" with the confidence as its probability: the nearest of some
+    temperatures, then golden section on the logarithm around it.
 
     Args:
         logits: ``(N, classes)``.
-        classes: true class numbers, ``(N,)``.
+        right: whether each reading is right, ``(N,)`` bool.
 
     Returns:
         The temperature, or None if the minimum lies outside ``TEMPERATURES``: pictures all read right, or read by
         chance, don't say what a confidence is worth.
     """
-    scaled = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    true = scaled[np.arange(len(scaled)), classes]
 
     def loss(log_temperature: float) -> float:
-        inverse = math.exp(-log_temperature)
-        return float(np.mean(np.log(np.exp(scaled * inverse).sum(axis=1)) - true * inverse))
+        sure = of(logits.astype(np.float64) * math.exp(-log_temperature)).clip(1e-9, 1 - 1e-9)
+        return -float(np.where(right, np.log(sure), np.log1p(-sure)).mean())
 
-    low, high = map(math.log, TEMPERATURES)
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    losses = loss(left), loss(right)
+    tried = np.linspace(*map(math.log, TEMPERATURES), 25)
+    nearest = int(np.argmin([loss(one) for one in tried]))
+    if nearest in (0, len(tried) - 1):
+        return None
+    low, high = float(tried[nearest - 1]), float(tried[nearest + 1])
+    lower, upper = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    losses = loss(lower), loss(upper)
     while high - low > 1e-5:
         if losses[0] < losses[1]:
-            high, right, left = right, left, right - GOLDEN * (right - low)
-            losses = loss(left), losses[0]
+            high, upper, lower = upper, lower, upper - GOLDEN * (upper - low)
+            losses = loss(lower), losses[0]
         else:
-            low, left, right = left, right, left + GOLDEN * (high - left)
-            losses = losses[1], loss(right)
-    found = round(math.exp((low + high) / 2), 4)
-    inside = TEMPERATURES[0] * 1.001 < found < TEMPERATURES[1] / 1.001
-    return found if inside else None
+            low, lower, upper = lower, upper, lower + GOLDEN * (high - lower)
+            losses = losses[1], loss(upper)
+    return round(math.exp((low + high) / 2), 4)

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from utils import confidence, evaluation, fake_quant, runs, targets
+from utils import confidence, evaluation, fake_quant, labels, runs, targets
 from utils.loader import Splits
 from utils.settings import Settings
 
@@ -49,7 +49,8 @@ def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None
         log.warning("%s: no temperature, since no dense or convolution layer without activation ends it", model.name)
         return None
     logits = evaluation.keras_logits(model, splits.pool.images(pictures))
-    found = confidence.temperature(logits, splits.pool.classes(pictures))
+    judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[pictures], settings.nb_classes)
+    found = confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)])
     if found is None:
         log.warning("%s: no temperature, since the %d validation pictures don't settle one", model.name, len(pictures))
         return None
