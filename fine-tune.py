@@ -26,12 +26,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def fine_tune(arguments: argparse.Namespace) -> int:
+    console.set_up(arguments.debug)
     given = settings_module.parse_assignments(arguments.set)
     model_file = model_files.find(arguments.model_path, Path(settings_module.load(**given).output_dir))
     # The model says what it reads; what was given wins, and is refused where it doesn't fit.
     settings = settings_module.load(**{**model_files.declared(model_file), **given})
     chips.check(settings)
-    console.set_up(arguments.debug)
     new = []
     for folder in arguments.data:
         declared, name = sources.with_source(settings.data_sources, sources.declare(folder, NEW_WEIGHT))

@@ -26,6 +26,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def retrain(arguments: argparse.Namespace) -> int:
+    console.set_up(arguments.debug)
     given = settings_module.parse_assignments(arguments.set)
     model_file = model_files.find(arguments.model_path, Path(settings_module.load(**given).output_dir))
     # The model says what it reads; what was given wins, and is refused where it doesn't fit.
@@ -35,7 +36,6 @@ def retrain(arguments: argparse.Namespace) -> int:
     # For the device the plain quantised file is what replaces the old one.
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)
     chips.check(settings)
-    console.set_up(arguments.debug)
     from utils import loader
 
     splits = loader.load(settings, [name], aside_from=20)
