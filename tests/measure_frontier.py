@@ -17,20 +17,17 @@ from utils import frontier, runs
 from utils.frontier import Point
 
 METRIC = "within_0.1"
-TICKS = (15, 20, 30, 40, 60, 80, 100, 150, 200, 250)  # KB
+TICKS = (15, 20, 30, 40, 60, 80, 100, 150, 250, 500, 1000, 2000, 4000)  # KB
 
 
 @dataclass(frozen=True)
 class Model:
-    """One finished run: what its ``results.json`` says, and of it the recommended file's scores on the test set."""
+    """One finished run: its folder's name, what ``results.json`` says, and the recommended file's scores."""
 
+    name: str
     results: dict
     kb: float
     scores: dict
-
-    @property
-    def name(self) -> str:
-        return self.results["architecture"]
 
     @property
     def interval(self) -> list[float] | None:
@@ -43,7 +40,7 @@ def read(run_dir: Path, test_set: str) -> Model:
     try:
         results = json.loads(path.read_text())
         entry = results["files"][results["recommended"]]
-        model = Model(results, entry["bytes"] / 1024, entry["sets"][test_set])
+        model = Model(run_dir.name, results, entry["bytes"] / 1024, entry["sets"][test_set])
         row(model)
         return model
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -58,6 +55,21 @@ def row(model: Model) -> str:
     cells += [f"{model.results['multiply_accumulates']:,}", f"{model.scores[METRIC]:.4f}{low_high}"]
     cells += ["-" if value is None else f"{value:.4f}" for value in (mean, digit)]
     return f"| {' | '.join(cells)} |"
+
+
+def meters(found: list[Model]) -> list[str]:
+    """Within 0.1 of each meter (rows) and model (columns) as a Markdown table."""
+    first = found[0].scores["per_meter"]
+    lines = [["meter", "pictures", *(f"`{model.name}`" for model in found)], ["---"] * (2 + len(found))]
+    for meter, scores in first.items():
+        shares = [model.scores["per_meter"].get(meter, {}).get(METRIC) for model in found]
+        cells = ["-" if share is None else f"{share:.3f}" for share in shares]
+        lines.append([f"`{meter.split('/')[-1]}`", str(scores["n"]), *cells])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _tenths(path: Path) -> bool:
+    return json.loads(path.read_text()).get("nb_classes") == 100
 
 
 def draw(path: Path, found: list[Model], test_set: str) -> None:
@@ -107,13 +119,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test_set", default="unseen_meters", metavar="NAME")
     parser.add_argument("--plot", type=Path, default=Path("docs/frontier.png"), metavar="FILE")
     arguments = parser.parse_args(argv)
-    folders = arguments.runs or [path.parent for path in sorted(frontier.ZOO.glob(f"*/{runs.RESULTS_FILE}"))]
+    folders = arguments.runs or [
+        path.parent for path in sorted(frontier.ZOO.glob(f"*/{runs.RESULTS_FILE}")) if _tenths(path)
+    ]
     if not folders:
-        parser.error(f"no runs in {frontier.ZOO}: name run folders")
+        parser.error(f"no runs of 100 classes in {frontier.ZOO}: name run folders")
     found = sorted((read(folder, arguments.test_set) for folder in folders), key=lambda model: model.kb)
     print("| model | KB | parameters | multiply-accumulates | within 0.1 (95 % interval) | mean over meters | digit |")
     print("|---|---|---|---|---|---|---|")
-    print("\n".join(map(row, found)))
+    print("\n".join(map(row, found)), end="\n\n")
+    print("\n".join(meters(found)))
     draw(arguments.plot, found, arguments.test_set)
 
 

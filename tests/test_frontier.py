@@ -93,13 +93,17 @@ def test_the_readmes_table_and_plot_come_from_the_results(tmp_path, capsys):
     for model, name in ((small, "digit_recognizer_v6"), (large, "cnn32")):
         model |= {"architecture": name, "parameters": 12_332, "multiply_accumulates": 666_752}
     scores = small["files"]["m.tflite"]["sets"]["cellar"]
+    scores["per_meter"]["a"]["within_0.1"] = 0.97
     scores |= {"digit": 0.91, "mean_over_meters": {"within_0.1": 0.92}, "interval_95": {"within_0.1": [0.9, 0.95]}}
     folders = [str(run(tmp_path, name, model)) for name, model in (("large", large), ("small", small))]
     measure_frontier.main([*folders, "--test_set", "cellar", "--plot", str(tmp_path / "plots" / "frontier.png")])
-    assert capsys.readouterr().out.splitlines()[2:] == [
-        "| `digit_recognizer_v6` | 20.0 | 12,332 | 666,752 | 0.9300 (0.900..0.950) | 0.9200 | 0.9100 |",
-        "| `cnn32` | 80.0 | 12,332 | 666,752 | 0.9700 | - | - |",
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [
+        "| `small` | 20.0 | 12,332 | 666,752 | 0.9300 (0.900..0.950) | 0.9200 | 0.9100 |",
+        "| `large` | 80.0 | 12,332 | 666,752 | 0.9700 | - | - |",
     ]
+    assert lines[5:7] == ["| meter | pictures | `small` | `large` |", "| --- | --- | --- | --- |"]
+    assert lines[7:] == ["| `a` | 30 | 0.970 | - |", "| `b` | 70 | - | - |"]
     assert cv2.imread(str(tmp_path / "plots" / "frontier.png")).shape[1] == 900
     with pytest.raises(SystemExit, match="no scores of 100 classes on attic"):
         measure_frontier.main([*folders, "--test_set", "attic", "--plot", str(tmp_path / "frontier.png")])
