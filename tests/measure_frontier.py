@@ -84,15 +84,16 @@ def draw(path: Path, found: list[Model], test_set: str) -> None:
     for model in found:
         if model.interval:
             axes.vlines(model.kb, *model.interval, color="grey", alpha=0.4, zorder=1)
+    largest = max(point.kb for point in points)
     for point in points:
-        _mark(axes, point, to_the_left=point in front or point.kind == "baseline")
+        _mark(axes, point, to_the_left=point in front or point.kind == "baseline" or point.kb == largest)
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xticks([tick for tick in TICKS if tick < 1.3 * max(point.kb for point in points)])
+    axes.set_xticks([tick for tick in TICKS if tick < 1.3 * largest])
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel="KB of the recommended file", ylabel=f"read within 0.1 on {test_set}", title="Size and accuracy")
-    axes.margins(x=0.08)
+    axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     path.parent.mkdir(exist_ok=True)
     runs.write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))

@@ -40,7 +40,7 @@ def run_folders(output: Path) -> list[Path]:
     [
         (["--help"], 0, "digit_recognizer_v4"),
         (["--trian", "cnn32"], 2, "unrecognized arguments: --trian"),
-        (["--train", "cnn23"], 2, "'cnn23': did you mean cnn32? known are cnn32, digit_recognizer_v4"),
+        (["--train", "cnn23"], 2, "'cnn23': did you mean cnn32? known are cnn32, digit_recognizer_v3"),
         (["--set", "EPOCHSS=2"], 2, "did you mean EPOCHS"),
         (["--set", "EPOCHS=0"], 2, "EPOCHS = 0: accepted are 1..100000"),
         (["--set", "ESP_DL_QUANTIZE=True", "--set", "ESP_DL_TARGETS=['esp8']"], 2, "known are esp32, esp32s3"),
