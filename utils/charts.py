@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from utils import frontier, markup, report
 from utils.frontier import Point
@@ -55,9 +56,13 @@ def sizes(found: Sequence[Point], title: str) -> str:
                 _name(axes, one)
         axes.set(xlabel="KB of the file for the device", ylabel=title)
         axes.margins(y=0.15)
-        axes.set_xlim(0, 1.2 * max(one.kb for one in found))
+        # A teacher beside models for devices is a hundred times as large.
+        axes.set_xscale("log")
+        axes.set_xlim(0.5 * min(one.kb for one in found), 2 * max(one.kb for one in found))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.minorticks_off()
         axes.grid(alpha=0.2)
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
         return _svg(figure)
 
 
