@@ -204,7 +204,7 @@ def test_calibration_is_even_over_classes_and_meters(tiny, picture_folder):
     splits = loader.load(tiny(data_sources=[source(folder)]))
     chosen = {image.tobytes() for image in loader.calibration_images(splits, 100, seed=0)}
     assert len(chosen) == 100
-    indices = np.array([i for i in splits.train if splits.pool.images(np.array([i]))[0].tobytes() in chosen])
+    indices = np.array([i for i in np.unique(splits.train) if splits.pool.images(np.array([i]))[0].tobytes() in chosen])
     assert np.bincount(splits.pool.classes(indices), minlength=10).tolist() == [10] * 10
     small = splits.pool.meter_names.index("own/small")
     # An even draw over pictures would give the small meter 6 of 100.
