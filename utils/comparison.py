@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import labels, measuring
+from utils import evaluation, labels, measuring
 
 SIGNIFICANT = 0.05
 SCORES = ("accuracy", "within_0.1", "within_0.2", "digit", "whole_digit_errors")
@@ -38,11 +38,9 @@ class Pair:
 
 
 def judged(numbers: np.ndarray, nb_classes: int, tenths: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each picture whether it counts for each of :data:`SCORES`, ``(N,)`` bool.
+    """Of each picture whether it counts for each of :data:`SCORES`, ``(N,)`` bool, as in :func:`evaluation.judge`.
 
-    ``accuracy``: the class itself; ``digit``: the nearest digit. With 100 classes ``within_0.1`` and ``within_0.2``
-    are at most one or two tenths off on the ring, and ``whole_digit_errors`` ten or more; with 10 or 11 classes the
-    former don't exist, and any wrong digit is an error of a whole one. "Not readable" is never right, and no error.
+    ``digit``, the nearest digit, is there for every model. "Not readable" is never right, and no error.
 
     Args:
         numbers: class numbers read, ``(N,)``.
@@ -50,11 +48,9 @@ def judged(numbers: np.ndarray, nb_classes: int, tenths: np.ndarray) -> dict[str
         tenths: true labels 0..99, ``(N,)``.
     """
     digit = measuring.nearest_digits(numbers, nb_classes) == labels.to_classes(tenths, 10)
-    if nb_classes != labels.NB_TENTHS:
+    if nb_classes == 11:
         return {"accuracy": digit, "digit": digit, "whole_digit_errors": ~digit & (numbers < 10)}
-    distance = labels.ring_distance(numbers, tenths, labels.NB_TENTHS)
-    within = {"accuracy": distance == 0, "within_0.1": distance <= 1, "within_0.2": distance <= 2}
-    return {**within, "digit": digit, "whole_digit_errors": distance >= 10}
+    return {**evaluation.judge(numbers, tenths, nb_classes), "digit": digit}
 
 
 def scores(right: Mapping[str, np.ndarray], meters: np.ndarray, main: str) -> dict[str, float]:
