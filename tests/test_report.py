@@ -63,11 +63,11 @@ def test_no_error_gives_an_empty_sheet(tmp_path, drawn):
 def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, drawn):
     sure = np.repeat([0.95, 0.5, 0.02], [60, 40, 2])
     right = np.arange(102) < 70
-    readings = {"test": Readings(sure, right & (sure > 0.9), right)}
+    readings = {"test": Readings(sure, right)}
     report.reliability(tmp_path / "r.png", readings, 0.9, 100, "file")
     upper, coverage, lower = drawn["r.png"].axes
     # Two readings are too few for a share.
-    np.testing.assert_allclose(upper.lines[1].get_xydata(), [[0.5, 0], [0.95, 1]])
+    np.testing.assert_allclose(upper.lines[1].get_xydata(), [[0.5, 0.25], [0.95, 1]])
     assert list(lower.lines[0].get_ydata()) == [2, 40, 60]
     curve, point = coverage.lines[1:]
     np.testing.assert_allclose(curve.get_xydata(), [[60 / 102, 1], [100 / 102, 0.7], [1, 70 / 102]])

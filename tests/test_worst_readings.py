@@ -44,7 +44,7 @@ def test_surest_errors_first_and_a_tenth_is_none(tmp_path):
         ("3.png", "4.0", "8.0", markup.png(splits.pool.arrays[0][3])),
         ("1.png", "2.0", "5.0", markup.png(splits.pool.arrays[0][1])),
     ]
-    confidence = np.exp(6) / (np.exp(6) + 99)
+    confidence = (np.exp(6) + 2) / (np.exp(6) + 99)
     assert meter["pictures"][0]["confidence"] == pytest.approx(confidence, abs=1e-4)
 
 
