@@ -50,6 +50,12 @@ def of_shares(shares: np.ndarray) -> np.ndarray:
     return np.take_along_axis(shares, near, axis=1).sum(axis=1)
 
 
+def lead(outputs: np.ndarray) -> np.ndarray:
+    """By how much the largest output of each picture surpasses the next, ``(N,)``; 0 where two are equal."""
+    largest = np.partition(outputs, -2, axis=1)[:, -2:]
+    return largest[:, 1] - largest[:, 0]
+
+
 def bins(confidences: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Readings sorted into ``BINS`` equal bins of confidence; empty bins are left out.
 

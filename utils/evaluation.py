@@ -7,7 +7,7 @@ from os import cpu_count
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from utils import console, espdl_file, espdl_run, labels, micro, tflite_file
+from utils import confidence, console, espdl_file, espdl_run, labels, micro, tflite_file
 
 BATCH = 512  # pictures a step of the Keras model
 RESAMPLES = 1000  # of the meters, for an interval
@@ -92,8 +92,7 @@ def _invoke(interpreter: Interpreter, inputs: np.ndarray, bar) -> np.ndarray:
 
 def tie_share(logits: np.ndarray) -> float:
     """Share of pictures whose two largest logits are equal, so that chance decides between two classes."""
-    largest = np.partition(logits, -2, axis=1)[:, -2:]
-    return round(float((largest[:, 0] == largest[:, 1]).mean()), 6)
+    return round(float((confidence.lead(logits) == 0).mean()), 6)
 
 
 def judge(predicted: np.ndarray, tenths: np.ndarray, nb_classes: int) -> dict[str, np.ndarray]:

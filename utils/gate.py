@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import micro, targets, tflite_file
+from utils import confidence, micro, targets, tflite_file
 from utils.targets import Target
 from utils.tflite_file import FileFacts, Node
 
@@ -179,7 +179,7 @@ def _differences(expected: np.ndarray, found: np.ndarray, equal: float, allowed:
     if off >= allowed + 0.5:
         most = f"{allowed} is the most that rounding explains"
         yield f"an output in TFLite Micro is {off:.0f} steps off LiteRT's; {most}"
-    clear = np.minimum(_lead(expected), _lead(found)) > 2 * (allowed - 1)
+    clear = np.minimum(confidence.lead(expected), confidence.lead(found)) > 2 * (allowed - 1)
     moved = clear & (expected.argmax(axis=1) != found.argmax(axis=1))
     if moved.any():
         yield f"TFLite Micro reads {int(moved.sum())} of {len(found)} pictures differently from LiteRT"
@@ -193,9 +193,3 @@ def _output_step(facts: FileFacts, outputs: np.ndarray) -> float:
     if last.operator == "DEQUANTIZE" and last.input_scale:
         return last.input_scale
     return max(float(np.abs(outputs).max()), 1e-6) / 1000
-
-
-def _lead(outputs: np.ndarray) -> np.ndarray:
-    """By how much the largest output of each picture surpasses the next, ``(N,)``."""
-    largest = np.partition(outputs, -2, axis=1)[:, -2:]
-    return largest[:, 1] - largest[:, 0]

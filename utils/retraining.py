@@ -16,7 +16,6 @@ from utils.settings import Settings
 log = logging.getLogger(__name__)
 
 REVIEW_FILE = "review.html"
-ASIDE_FROM = 20  # bad pictures from which on a part of them is kept aside
 
 
 @dataclasses.dataclass(frozen=True)
