@@ -37,6 +37,7 @@ LABEL_SPREAD = 1.0  # tenths that a label may be off: its target is shared with 
 LABEL_SMOOTHING = 0.0  # share of the target spread over all classes, 0..0.5
 TEACHERS = []  # trained models (run folders or .keras files) whose mean answer is learnt, too; same as --teacher
 TEACHER_SHARE = 0.9  # how much the teachers' answer counts against the label, 0..1
+START_FROM = ""  # trained model (run folder or .keras file) whose weights training begins with; "" = fresh ones
 DROPOUT = 0.0  # share of the features before the last layer that each training step leaves out, 0..0.9
 LEARNING_RATE_SCHEDULE = "cosine"  # "cosine" (down to 1 % over EPOCHS), "plateau" (divided when stuck), "constant"
 WARMUP_EPOCHS = 1  # epochs over which "cosine" rises to LEARNING_RATE first
@@ -59,7 +60,7 @@ AUGMENT_COLOR = 0.2  # gain of each colour channel by itself; RGB only
 AUGMENT_GREY = 0.15  # probability that the colour is taken away; RGB only
 AUGMENT_SWAP = 0.2  # probability that colour channels are exchanged; RGB only
 AUGMENT_LIGHT = 0.3  # fall of the light from the middle to a side
-AUGMENT_GLARE = 0.6  # strongest reflection, share of 255, on a fifth of the pictures
+AUGMENT_GLARE = 0.8  # strongest reflection, share of 255, on a fifth of the pictures
 AUGMENT_BLUR = 1.0  # strongest blur, on a third of the pictures; 1 = the mean of 3x3 pixels
 AUGMENT_SHARPEN = 0.7  # strongest sharpening, on a third of the pictures, as a camera's own does
 AUGMENT_COVER = 0.1  # probability that a rectangle covers a part

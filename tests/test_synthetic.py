@@ -57,7 +57,7 @@ def test_every_label_occurs_and_displays_show_whole_digits_only(digits):
     assert np.bincount(digits.tenths, minlength=100).min() >= 30
     assert digits.tenths.min() == 0 and digits.tenths.max() == 99
     lcd = np.array([name.startswith("lcd") for name in digits.typefaces])[digits.typeface_ids]
-    assert 0.07 < lcd.mean() < 0.11
+    assert 0.14 < lcd.mean() < 0.18
     assert set(digits.tenths[lcd]) == set(range(0, 100, 10))
     assert 0.88 < (digits.tenths[~lcd] % 10 > 0).mean() < 0.92
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import loader, runs, training
+from utils import loader, model_files, runs, training
 
 
 @pytest.fixture
@@ -197,3 +197,38 @@ def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):
     assert (batches.order != first).any()
     again = training.Batches(splits.pool, splits.train, 32, seed=1, epoch=1)
     np.testing.assert_array_equal(again.order, batches.order)
+
+
+@pytest.mark.parametrize("nb_classes", [10, 100])
+def test_start_from_takes_all_weights_that_fit(trained_run, nb_classes):
+    """A last layer for other classes is fresh, all before it is the trained model's."""
+    outcome, _, _ = trained_run
+    source = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    model = models.get(source.name).build(source.input_shape[1:], nb_classes)
+    fresh = [weight.numpy() for weight in model.layers[-1].weights]
+    model_files.copy_weights(source, model)
+    for trained, layer in zip(source.layers[:-1], model.layers[:-1], strict=True):
+        for expected, weight in zip(trained.weights, layer.weights, strict=True):
+            np.testing.assert_array_equal(weight, expected)
+    expected = source.layers[-1].weights if nb_classes == 10 else fresh
+    np.testing.assert_array_equal(model.layers[-1].weights[0], expected[0])
+
+
+def test_start_from_shortens_training(fit, trained_run):
+    outcome, _, _ = trained_run
+    starts = {"fresh": "", "trained": str(outcome.run_dir)}
+    first = [fit(name, epochs=1, start_from=start)[0].rows[0]["loss"] for name, start in starts.items()]
+    assert first[1] < 0.9 * first[0]
+
+
+def test_start_from_another_architecture_is_refused(trained_run):
+    outcome, _, _ = trained_run
+    source = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    other = models.get("digit_recognizer_v6").build(source.input_shape[1:], 10)
+    with pytest.raises(model_files.ModelFileError, match=r"START_FROM names a cnn32 .*digit_recognizer_v6"):
+        model_files.copy_weights(source, other)
+
+
+def test_a_missing_start_is_named(tiny, tmp_path):
+    with pytest.raises(model_files.ModelFileError, match="nowhere: no such file"):
+        model_files.start(tiny(start_from=str(tmp_path / "nowhere")))

@@ -71,16 +71,17 @@ class Augmentation(keras.layers.Layer):
         return images + (blur + sharpen) * away
 
     def _lit(self, images):
-        """Light that falls off across the picture, and a round reflection on the glass."""
+        """Light that falls off across the picture, a reflection: a spot on the glass or a streak along the wheel."""
         height, width = images.shape[1:3]
         y = ops.reshape(ops.linspace(-1.0, 1.0, height), (1, height, 1, 1))
         x = ops.reshape(ops.linspace(-1.0, 1.0, width), (1, 1, width, 1))
         slope = self._uniform(images, 1, 1, 2) * self.strength.augment_light
         images = images * (1 + slope[..., :1] * x + slope[..., 1:] * y)
         center = self._uniform(images, 1, 1, 2) * 1.2
-        size = self._uniform(images, 1, 1, 1, low=0.15, high=0.7)
-        distance = ops.square(x - center[..., :1]) + ops.square((y - center[..., 1:]) * (height / width))
-        spot = ops.exp(-distance / (2 * ops.square(size)))
+        size_x = self._uniform(images, 1, 1, 1, low=0.15, high=0.9)
+        size_y = ops.exp(self._uniform(images, 1, 1, 1, low=math.log(0.06), high=math.log(0.7))) * (width / height)
+        distance = ops.square((x - center[..., :1]) / size_x) + ops.square((y - center[..., 1:]) / size_y)
+        spot = ops.exp(-distance / 2)
         strength = self._uniform(images, 1, 1, 1, low=0.0) * (255 * self.strength.augment_glare)
         return images + self._some(images, SHARE_GLARE) * strength * spot
 

@@ -177,6 +177,37 @@ def teachers(settings: Settings) -> list[Path]:
     return files
 
 
+def start(settings: Settings) -> Path | None:
+    """The file that ``START_FROM`` names, if it does.
+
+    Raises:
+        ModelFileError: what :func:`find` and :func:`check` say.
+    """
+    if not settings.start_from:
+        return None
+    file = find(Path(settings.start_from), Path(settings.output_dir))
+    check(file)
+    return file
+
+
+def copy_weights(source: Any, model: Any) -> None:
+    """Gives a model the weights of another of its architecture; a last layer of another size keeps its own.
+
+    Raises:
+        ModelFileError: other layers than the model's.
+    """
+    pairs = [[layer for layer in one.layers if layer.weights] for one in (source, model)]
+    shapes = [[[weight.shape for weight in layer.weights] for layer in layers] for layers in pairs]
+    if shapes[0][:-1] != shapes[1][:-1]:
+        raise ModelFileError(
+            f"START_FROM names a {source.name} whose layers are not those of the {model.name} to be trained: "
+            "name a model of the same architecture, INPUT_HEIGHT, INPUT_WIDTH and INPUT_CHANNELS"
+        )
+    same = len(pairs[1]) - (shapes[0][-1] != shapes[1][-1])
+    for layer, trained in zip(pairs[1][:same], pairs[0][:same], strict=True):
+        layer.set_weights(trained.get_weights())
+
+
 def check_teacher(teacher: Any, settings: Settings) -> None:
     """Sees that a teacher can answer on the student's pictures, for the student's classes.
 

@@ -110,6 +110,7 @@ class Settings:
     label_smoothing: float
     teachers: list
     teacher_share: float
+    start_from: str
     dropout: float
     learning_rate_schedule: str
     warmup_epochs: int

@@ -16,7 +16,7 @@ from utils import camera, console, typefaces
 from utils.camera import per_picture, smooth_field, some
 
 _CHUNK_ROWS = 24_576  # picture rows drawn at a time: bounds the memory, and cv2.remap takes fewer than 32768
-_LCD_SHARE = 0.09
+_LCD_SHARE = 0.16
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
         pitch=np.where(lcd, 4, pitch).astype(np.float32),
         digit_height=digit,
         digit_width=digit_width,
-        spacing=np.maximum(aspect * np.where(lcd, uniform(0.75, 1.15), uniform(0.85, 1.7)), 0.8 * digit_width),
+        spacing=np.maximum(
+            aspect * np.where(lcd, uniform(0.6, 1.1), uniform(0.85, 1.7)), np.where(lcd, 0.72, 0.8) * digit_width
+        ),
         curvature=np.where(lcd, 0, uniform(0, 0.7) / pitch).astype(np.float32),
         rolls=~lcd,
         shift_x=normal(0.07, 0.17) * aspect,
@@ -159,7 +161,7 @@ def _colours(rng: np.random.Generator, lcd: np.ndarray) -> tuple[np.ndarray, np.
         (red(), grey(0.6, 1.0)),
         (grey(0.5, 1.0), red()),
         (any_ground, opposite),
-        (display, display * rng.uniform(0.3, 0.75, (n, 1))),
+        (display, display * rng.uniform(0.25, 0.7, (n, 1))),
         (grey(0, 0.2), glowing),
     ]
     of_drum = rng.choice(5, n, p=(0.57, 0.22, 0.07, 0.1, 0.04))
@@ -190,7 +192,7 @@ def _tick_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, strip:
 
 
 def _display_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A display's decimal point beside the digit's foot, and lines above and below its digits."""
+    """A display's decimal point or comma beside the digit's foot, and lines above and below its digits."""
     n, height, _ = x.shape
     display = ~wheels.rolls[:, None, None]
     line = some(rng, n, 0.3, 0.008, 0.03) * display
@@ -199,7 +201,9 @@ def _display_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, y: 
     size = some(rng, n, 0.4, 0.02, 0.05) * display
     beside = per_picture(np.where(rng.random(n) < 0.6, -1, 1) * wheels.spacing / 2)
     below = per_picture(wheels.digit_height / 2) - size
-    point = np.clip((size - np.hypot(x - beside, y - below)) * height + 0.5, 0, 1) * (size > 0)
+    tail = per_picture(np.where(rng.random(n) < 0.4, rng.uniform(1.5, 3, n), 1))
+    down = np.where(y > below, (y - below) / tail, y - below)
+    point = np.clip((size - np.hypot(x - beside, down)) * height + 0.5, 0, 1) * (size > 0)
     return np.maximum(lines, point)
 
 
@@ -276,7 +280,7 @@ def draw(count: int, seed: int, height: int = 32, width: int = 20, system_fonts:
     """Draw labelled pictures of meter digits.
 
     The labels are spread evenly over the 100 tenths, except for the seven-segment displays (about one picture in
-    eleven), which show whole digits only. Equal arguments give equal pictures whatever the number of processor cores.
+    six), which show whole digits only. Equal arguments give equal pictures whatever the number of processor cores.
     With ``system_fonts`` the machine's own fonts join in; the pictures then depend on what is installed.
 
     Raises ValueError when ``count`` or ``seed`` is negative, or ``height`` or ``width`` is below 8 pixels.

@@ -27,6 +27,9 @@ LOSSES = {
 }
 # XLA slows TensorFlow's small convolutions on a CPU down two to six times; JAX is slow without it.
 XLA = keras.backend.backend() == "jax"
+# With one, Keras leaves the queue to tf.data, whose tuning thread sleeps for longer and longer (10 ms, 20 ms .. 60 s);
+# the end of an epoch waits for it to wake up, so that short epochs took up to twice their time.
+WORKERS = 2
 
 
 class TrainingError(UserError):
@@ -59,7 +62,7 @@ class Batches(keras.utils.PyDataset):
         epoch: int = 0,
         smallest: int = 1,
     ):
-        super().__init__()
+        super().__init__(workers=WORKERS)
         self.pool, self.indices, self.batch_size = pool, indices, batch_size
         self.seed, self.epoch, self.smallest = seed, epoch, smallest
         self.targets = labels.targets(pool.nb_classes, spread)
@@ -156,6 +159,8 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
     with devices.shared(settings):
+        if start := model_files.start(settings):
+            model_files.copy_weights(model_files.load(start), model)
         trainer, augmentation = _trainer(model, splits, settings)
         rows = _resume(trainer, run_dir)
     recorder = Recorder(model, run_dir, settings, rows, until)
