@@ -131,7 +131,8 @@ def test_batch_normalisation_that_can_not_fold_is_right_on_the_device(pictures):
     logits = espdl_run.logits(espdl_file.read(file.release), images)
     centred = [values - values.mean(axis=1, keepdims=True) for values in (logits, reference)]
     # A constant in the wrong layout would leave nothing of them.
-    assert np.abs(centred[0] - centred[1]).max() < 0.12 * np.abs(centred[1]).max()
+    # Root mean square, since one value beyond its range says nothing of the layout.
+    assert np.std(centred[0] - centred[1]) < 0.05 * np.std(centred[1])
 
 
 def test_mixed_keeps_the_input_in_8_bits_and_says_what_was_tried(trained, pictures):
