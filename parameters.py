@@ -34,6 +34,7 @@ OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd"
 WEIGHT_DECAY = 0.0001  # pull of the weights towards zero a step, relative to the learning rate; 0 = none
 LOSS = "categorical_crossentropy"  # or "categorical_focal_crossentropy" (hard pictures count more)
 LABEL_SPREAD = 1.0  # tenths that a label may be off: its target is shared with the classes so near; 0 = hard labels
+RING_SMOOTHING = 0.25  # share of each neighbour in a tenth's output once training is over, 0..0.33; 0 = none
 LABEL_SMOOTHING = 0.0  # share of the target spread over all classes, 0..0.5
 TEACHERS = []  # trained models (run folders or .keras files) whose mean answer is learnt, too; same as --teacher
 TEACHER_SHARE = 0.9  # how much the teachers' answer counts against the label, 0..1

@@ -49,7 +49,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     targets.check(settings)
     model_files.teachers(settings)
-    model_files.start(settings)
+    model_files.start(settings, *([] if arguments.resume or arguments.list else names))
     devices.check(settings)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume or arguments.list else loader.load(settings)

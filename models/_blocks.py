@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 KERNEL_INITIALIZER = "he_normal"
+HIDDEN_FOR_DIGITS = 96  # a multiple of 16, which the dense kernels of all chips take
 
 
 def image_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -73,3 +74,14 @@ def ghost(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
 def logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
     """The last dense layer, without softmax: losses, export and devices all take logits."""
     return layers.Dense(nb_classes, name="logits")(x)
+
+
+def flat_logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
+    """Logits of flattened features; digits have a hidden layer before them.
+
+    A digit is a union of ten wheel positions, which one plane can't cut out of the features; tenths have a plane each.
+    """
+    x = layers.Flatten()(x)
+    if nb_classes == 10:
+        x = layers.Dense(HIDDEN_FOR_DIGITS, activation="relu", kernel_initializer=KERNEL_INITIALIZER)(x)
+    return logits(x, nb_classes)

@@ -1,7 +1,6 @@
 """The best below 100 KB: depth instead of width, since meters never seen gain most from more layers."""
 
 import keras
-from keras import layers
 
 from models import _blocks
 
@@ -12,4 +11,4 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """3x3 convolutions 16 | 24-24 | 32-32-32 | 36-40, pooled at each bar."""
     image, x = _blocks.image_input(input_shape)
     x = _blocks.plain_stages(x, ((16,), (24, 24), (32, 32, 32), (36, 40)))
-    return keras.Model(image, _blocks.logits(layers.Flatten()(x), nb_classes), name="digit_recognizer_v15")
+    return keras.Model(image, _blocks.flat_logits(x, nb_classes), name="digit_recognizer_v15")

@@ -16,5 +16,5 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
         x = layers.MaxPooling2D()(x)
         for filters in stage:
             x = _blocks.inverted_residual(x, filters, expansion=2)
-    x = layers.Flatten()(layers.MaxPooling2D()(x))
-    return keras.Model(image, _blocks.logits(x, nb_classes), name="digit_recognizer_v16")
+    x = layers.MaxPooling2D()(x)
+    return keras.Model(image, _blocks.flat_logits(x, nb_classes), name="digit_recognizer_v16")

@@ -1,7 +1,6 @@
 """The smallest: with four poolings only two places are left, so that the last layer needs few weights."""
 
 import keras
-from keras import layers
 
 from models import _blocks
 
@@ -12,4 +11,4 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """3x3 convolutions 8 | 10-12 | 14-14 | 16, pooled at each bar, and no hidden dense layer."""
     image, x = _blocks.image_input(input_shape)
     x = _blocks.plain_stages(x, ((8,), (10, 12), (14, 14), (16,)))
-    return keras.Model(image, _blocks.logits(layers.Flatten()(x), nb_classes), name="digit_recognizer_v6")
+    return keras.Model(image, _blocks.flat_logits(x, nb_classes), name="digit_recognizer_v6")

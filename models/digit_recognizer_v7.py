@@ -1,7 +1,6 @@
 """Speed first: thin while the picture is large, three convolutions deep where it is small and they cost little."""
 
 import keras
-from keras import layers
 
 from models import _blocks
 
@@ -12,4 +11,4 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """3x3 convolutions 10 | 16-16 | 20-20-20 | 22-24, pooled at each bar."""
     image, x = _blocks.image_input(input_shape)
     x = _blocks.plain_stages(x, ((10,), (16, 16), (20, 20, 20), (22, 24)))
-    return keras.Model(image, _blocks.logits(layers.Flatten()(x), nb_classes), name="digit_recognizer_v7")
+    return keras.Model(image, _blocks.flat_logits(x, nb_classes), name="digit_recognizer_v7")

@@ -16,7 +16,7 @@ LAYERS = {
     ],
     2: [
         *("models", "utils.sources", "utils.augmentation", "utils.teaching", "utils.quantization", "utils.micro"),
-        *("utils.devices", "utils.confidence"),
+        *("utils.devices", "utils.confidence", "utils.smoothing"),
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
     3: [

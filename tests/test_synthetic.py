@@ -103,6 +103,27 @@ def test_whole_digits_stand_in_the_middle_whatever_the_typeface():
         assert 55 < len(inked) < 64, name
 
 
+@pytest.mark.parametrize("change", [{"waist": 0.16}, {"taper": 0.15}, {"belly": -0.2}])
+def test_a_print_of_its_own_keeps_a_digits_height_and_place(change):
+    """Whatever a meter's own print looks like, the label stays true."""
+    names, atlas = typefaces.load(typefaces.font_files(False))
+    plain = clean_wheels([float(digit) for digit in range(10)], names.index("DejaVuSans-Bold"))
+    own = dataclasses.replace(plain, **{name: np.full(10, value, np.float32) for name, value in change.items()})
+    masks = [synthetic._digit_mask(wheels, atlas, 100, 60) for wheels in (plain, own)]
+    assert (np.abs(masks[1] - masks[0]).mean(axis=(1, 2)) > 0.005).sum() >= 8
+    ends = [[np.flatnonzero(mask.max(axis=1) > 0.5)[[0, -1]] for mask in found] for found in masks]
+    np.testing.assert_allclose(ends[1], ends[0], atol=1)
+
+
+def test_a_waist_moves_the_middle_of_a_three_down():
+    names, atlas = typefaces.load(typefaces.font_files(False))
+    plain = clean_wheels([3.0], names.index("DejaVuSans-Bold"))
+    lower = dataclasses.replace(plain, waist=np.full(1, 0.16, np.float32))
+    # The bar in the middle of the 3 is the lowest row that is inked left of it.
+    rows = [np.flatnonzero(synthetic._digit_mask(w, atlas, 100, 60)[0, 35:65, 27] > 0.5) for w in (plain, lower)]
+    assert 2 < rows[1].mean() - rows[0].mean() < 7  # 0.16 of half of 60 rows
+
+
 def test_random_wheels_keep_to_their_label():
     rng = np.random.default_rng(0)
     tenths, lcd = np.arange(1000) % 100, np.zeros(1000, bool)
@@ -139,13 +160,13 @@ def test_broken_and_symbol_fonts_of_the_system_are_skipped(monkeypatch, tmp_path
     shipped = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     font = (shipped / "DejaVuSans.ttf").read_bytes()
     symbols = (shipped / "cmsy10.ttf").read_bytes()
-    copies = {"Broken": b"no font at all", "Cut": font[:5000], "Symbols": symbols, "Good": font}
+    copies = {"Broken": b"no font at all", "Cut": font[:5000], "Symbols": symbols, "Good": font, "DSEG7Good": font}
     for name, content in copies.items():
         (tmp_path / f"{name}.ttf").write_bytes(content)
     found = [str(tmp_path / f"{name}.ttf") for name in copies] + [str(tmp_path / "Gone.ttf")]
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *args, **kwargs: found)
     with_system, without = synthetic.draw(20, seed=1, system_fonts=True), synthetic.draw(20, seed=1)
-    assert set(with_system.typefaces) - set(without.typefaces) == {"Good"}
+    assert set(with_system.typefaces) - set(without.typefaces) == {"Good", "lcd_DSEG7Good"}
     assert with_system.typeface_ids.max() < len(with_system.typefaces)
 
 

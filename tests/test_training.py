@@ -223,12 +223,30 @@ def test_start_from_shortens_training(fit, trained_run):
     assert first[1] < 0.9 * first[0]
 
 
-def test_start_from_another_architecture_is_refused(trained_run):
+def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_run, tiny):
+    outcome, _, _ = trained_run
+    settings = tiny(start_from=str(outcome.run_dir))
+    assert model_files.start(settings, "cnn32") == outcome.run_dir / "best_model.keras"
+    with pytest.raises(model_files.ModelFileError, match=r"START_FROM = .* is a cnn32, to be trained is digit_reco"):
+        model_files.start(settings, "cnn32", "digit_recognizer_v6")
+
+
+def test_start_from_pictures_of_another_size_is_refused(trained_run):
     outcome, _, _ = trained_run
     source = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
-    other = models.get("digit_recognizer_v6").build(source.input_shape[1:], 10)
-    with pytest.raises(model_files.ModelFileError, match=r"START_FROM names a cnn32 .*digit_recognizer_v6"):
+    other = models.get(source.name).build((*source.input_shape[1:3], 3), 10)
+    with pytest.raises(model_files.ModelFileError, match=r"START_FROM names a cnn32 .*INPUT_CHANNELS"):
         model_files.copy_weights(source, other)
+
+
+def test_digits_start_from_tenths_without_their_dense_layers():
+    tenths, digits = (models.get("digit_recognizer_v7").build((32, 20, 1), classes) for classes in (100, 10))
+    hidden = digits.layers[-2].get_weights()[0]
+    model_files.copy_weights(tenths, digits)
+    for trained, layer in zip(tenths.layers[:-1], digits.layers[:-2], strict=True):
+        for expected, weight in zip(trained.weights, layer.weights, strict=True):
+            np.testing.assert_array_equal(weight, expected)
+    np.testing.assert_array_equal(digits.layers[-2].get_weights()[0], hidden)
 
 
 def test_a_missing_start_is_named(tiny, tmp_path):

@@ -171,40 +171,48 @@ def teachers(settings: Settings) -> list[Path]:
     Raises:
         ModelFileError: what :func:`find` and :func:`check` say.
     """
-    files = [find(Path(teacher), Path(settings.output_dir)) for teacher in settings.teachers]
-    for file in files:
-        check(file)
-    return files
+    return [_found(teacher, settings)[0] for teacher in settings.teachers]
 
 
-def start(settings: Settings) -> Path | None:
-    """The file that ``START_FROM`` names, if it does.
+def start(settings: Settings, *architectures: str) -> Path | None:
+    """The file that ``START_FROM`` names, if it does, for these architectures to begin with.
 
     Raises:
-        ModelFileError: what :func:`find` and :func:`check` say.
+        ModelFileError: what :func:`find` and :func:`check` say; it is a model of another architecture.
     """
     if not settings.start_from:
         return None
-    file = find(Path(settings.start_from), Path(settings.output_dir))
-    check(file)
+    file, config = _found(settings.start_from, settings)
+    name = json.loads(config)["config"]["name"]
+    for architecture in architectures:
+        if architecture != name:
+            raise ModelFileError(
+                f"START_FROM = {settings.start_from!r} is a {name}, to be trained is {architecture}: "
+                "name a model of the same architecture"
+            )
     return file
 
 
+def _found(path: str, settings: Settings) -> tuple[Path, str]:
+    file = find(Path(path), Path(settings.output_dir))
+    return file, _read(file)[0]
+
+
 def copy_weights(source: Any, model: Any) -> None:
-    """Gives a model the weights of another of its architecture; a last layer of another size keeps its own.
+    """Gives a model the weights of another of its architecture; dense layers from the first other size on keep theirs.
 
     Raises:
         ModelFileError: other layers than the model's.
     """
     pairs = [[layer for layer in one.layers if layer.weights] for one in (source, model)]
     shapes = [[[weight.shape for weight in layer.weights] for layer in layers] for layers in pairs]
-    if shapes[0][:-1] != shapes[1][:-1]:
+    same = next((i for i, (one, other) in enumerate(zip(*shapes, strict=False)) if one != other), min(map(len, shapes)))
+    if any(type(layer).__name__ != "Dense" for layers in pairs for layer in layers[same:]):
         raise ModelFileError(
             f"START_FROM names a {source.name} whose layers are not those of the {model.name} to be trained: "
-            "name a model of the same architecture, INPUT_HEIGHT, INPUT_WIDTH and INPUT_CHANNELS"
+            "name a model of the same INPUT_HEIGHT, INPUT_WIDTH and INPUT_CHANNELS"
         )
-    same = len(pairs[1]) - (shapes[0][-1] != shapes[1][-1])
-    for layer, trained in zip(pairs[1][:same], pairs[0][:same], strict=True):
+    for trained, layer in zip(pairs[0][:same], pairs[1][:same], strict=True):
         layer.set_weights(trained.get_weights())
 
 

@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-8, 10),
     "weight_decay": (0, 1),
     "label_spread": (0, 5),
+    "ring_smoothing": (0, 0.33),
     "teacher_share": (0, 1),
     "label_smoothing": (0, 0.5),
     "dropout": (0, 0.9),
@@ -107,6 +108,7 @@ class Settings:
     weight_decay: float
     loss: str
     label_spread: float
+    ring_smoothing: float
     label_smoothing: float
     teachers: list
     teacher_share: float

@@ -51,6 +51,9 @@ class _Wheels:
     shear: np.ndarray
     typeface: np.ndarray  # int, row of the atlas
     boldness: np.ndarray  # added on each side of a stroke, in digit heights
+    waist: np.ndarray  # how much lower a digit's middle is printed than in its typeface, in half digit heights
+    taper: np.ndarray  # how much narrower a digit's foot is than in its typeface, and its top wider
+    belly: np.ndarray  # how much narrower a digit's middle is than in its typeface, and top and foot wider
 
 
 # --- Geometry --------------------------------------------------------------------------------------------------------
@@ -70,7 +73,7 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
     pitch = np.clip(0.86 + normal(0.12, 0.28), 0.62, 1.15).astype(np.float32)
     digit = np.clip(pitch * uniform(0.6, 0.92), 0.42, 0.86)
     digit = np.where(lcd, uniform(0.5, 0.9), digit)
-    digit_width = np.minimum(digit * uniform(0.8, 1.5) / 0.625, 1.3) * aspect
+    digit_width = np.minimum(digit * np.where(lcd, uniform(0.7, 1.3), uniform(0.8, 1.5)) / 0.625, 1.3) * aspect
     neighbours = rng.uniform(0, 10, (n, 2)).astype(np.float32)
     whole = (rng.random((n, 2)) < 0.7) | lcd[:, None]
     return _Wheels(
@@ -79,17 +82,22 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
         pitch=np.where(lcd, 4, pitch).astype(np.float32),
         digit_height=digit,
         digit_width=digit_width,
-        spacing=np.maximum(
-            aspect * np.where(lcd, uniform(0.6, 1.1), uniform(0.85, 1.7)), np.where(lcd, 0.72, 0.8) * digit_width
-        ),
+        # Of a display's neighbours, unlike a wheel's, there is mostly something to be seen.
+        spacing=np.where(
+            lcd, digit_width * uniform(0.7, 1), np.maximum(aspect * uniform(0.85, 1.7), 0.8 * digit_width)
+        ).astype(np.float32),
         curvature=np.where(lcd, 0, uniform(0, 0.7) / pitch).astype(np.float32),
         rolls=~lcd,
         shift_x=normal(0.07, 0.17) * aspect,
-        shift_y=np.where(lcd, normal(0.04, 0.09), normal(0.012, 0.03)),
+        shift_y=np.where(lcd, normal(0.05, 0.12), normal(0.012, 0.03)),
         angle=normal(0.025, 0.07),
         shear=np.where(lcd, uniform(-0.03, 0.2), normal(0.03, 0.1)).astype(np.float32),
         typeface=typeface,
         boldness=np.where(lcd, uniform(-0.015, 0.01), uniform(-0.02, 0.04)),
+        # There are more typefaces on meters than anybody could collect.
+        waist=np.where(lcd, 0, uniform(-0.16, 0.16)).astype(np.float32),
+        taper=np.where(lcd, 0, uniform(-0.15, 0.15)).astype(np.float32),
+        belly=np.where(lcd, 0, uniform(-0.2, 0.2)).astype(np.float32),
     )
 
 
@@ -121,6 +129,11 @@ def _ink(wheels: _Wheels, atlas: np.ndarray, x: np.ndarray, strip: np.ndarray, d
     size = per_picture(wheels.digit_height)
     down = (strip - np.rint(strip)) * per_picture(wheels.pitch) / size * typefaces.CELL_DIGIT
     across = x / per_picture(wheels.digit_width) * typefaces.CELL_DIGIT
+    half = typefaces.CELL_DIGIT / 2
+    height_in_digit = np.clip(down / half, -1, 1)
+    bulge = 1 - height_in_digit * height_in_digit
+    across *= 1 + per_picture(wheels.taper) * height_in_digit + per_picture(wheels.belly) * (bulge - 0.5)
+    down -= per_picture(wheels.waist) * half * bulge
     column = np.clip(across, -limit, limit) + (np.mod(digit, 10) * typefaces.CELL + typefaces.CELL / 2 - 0.5)
     row = np.clip(down, -limit, limit) + (per_picture(wheels.typeface) * typefaces.CELL + typefaces.CELL / 2 - 0.5)
     maps = (np.ascontiguousarray(m.reshape(n * height, width), np.float32) for m in (column, row))
@@ -195,8 +208,8 @@ def _display_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, y: 
     """A display's decimal point or comma beside the digit's foot, and lines above and below its digits."""
     n, height, _ = x.shape
     display = ~wheels.rolls[:, None, None]
-    line = some(rng, n, 0.3, 0.008, 0.03) * display
-    away = np.abs(np.abs(y) - per_picture(wheels.digit_height / 2 + rng.uniform(0.04, 0.15, n)))
+    line = some(rng, n, 0.4, 0.008, 0.03) * display
+    away = np.abs(np.abs(y) - per_picture(wheels.digit_height / 2 + rng.uniform(0.03, 0.2, n)))
     lines = np.clip((line - away) * height + 0.5, 0, 1) * (line > 0)
     size = some(rng, n, 0.4, 0.02, 0.05) * display
     beside = per_picture(np.where(rng.random(n) < 0.6, -1, 1) * wheels.spacing / 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from utils import confidence, evaluation, fake_quant, labels, runs, targets
+from utils import confidence, evaluation, fake_quant, labels, runs, smoothing, targets
 from utils.loader import Splits
 from utils.settings import Settings
 
@@ -61,14 +61,21 @@ def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None
 
 
 def fold_best(model: keras.Model, run_dir: Path, splits: Splits, settings: Settings) -> float | None:
-    """:func:`fold` of a run's best model, just loaded, and of its file: once, however often the run is resumed."""
+    """What becomes of a run's best model, just loaded, and of its file: once, however often the run is resumed.
+
+    It is smoothed along the ring (:mod:`utils.smoothing`), then :func:`fold` is applied.
+
+    Returns:
+        The temperature, None where there is none.
+    """
     path, note = run_dir / runs.BEST_MODEL_FILE, run_dir / runs.CHECKPOINT_FOLDER / FOLDED_FILE
     if note.is_file():
         earlier = json.loads(note.read_text())
         if earlier["sha256"] == _sha256(path):
             return earlier["temperature"]
+    smoothed = smoothing.fold(model, settings)
     found = fold(model, splits, settings)
-    if found is not None:
+    if smoothed or found is not None:
         note.parent.mkdir(exist_ok=True)
 
         def save(partial: Path) -> None:

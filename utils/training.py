@@ -159,7 +159,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
     with devices.shared(settings):
-        if start := model_files.start(settings):
+        if start := model_files.start(settings, model.name):
             model_files.copy_weights(model_files.load(start), model)
         trainer, augmentation = _trainer(model, splits, settings)
         rows = _resume(trainer, run_dir)

@@ -12,7 +12,7 @@ import numpy as np
 CELL = 64  # side of one glyph's square in the atlas, pixels
 CELL_DIGIT = 40  # height of the digits within it; the margin keeps the distance field's outside
 _CANVAS = 256  # side of the square a glyph is drawn on before it is measured, pixels
-_MAX_SYSTEM_FONTS = 300
+_MAX_SYSTEM_FONTS = 600
 _FAMILY_WEIGHTS = {"drum": 0.48, "hershey": 0.12, "font": 0.40}
 _SEGMENTS = {0: "abcdef", 1: "bc", 2: "abdeg", 3: "abcdg", 4: "bcfg", 5: "acdfg", 6: "acdefg", 7: "abc", 8: "abcdefg",
              9: "abcdfg"}  # fmt: skip
@@ -96,12 +96,17 @@ def load(font_files: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
         faces[f"lcd_seven_segment{slope}"] = _segment_glyphs(slant, half=10, gap=2)
         faces[f"lcd_seven_segment_hooked{slope}"] = _segment_glyphs(slant, half=9, gap=2, hooked=True)
         faces[f"lcd_seven_segment_thin{slope}"] = _segment_glyphs(slant, half=6, gap=3)
+        faces[f"lcd_seven_segment_broad{slope}"] = _segment_glyphs(slant, half=14, gap=2)
+        faces[f"lcd_seven_segment_tailless{slope}"] = _segment_glyphs(slant, half=11, gap=4, tails=False)
     for path in font_files:
         try:
             glyphs = _font_glyphs(path)
         except (OSError, ValueError):  # what Pillow raises for files that are broken or bitmap only
             continue
-        if _looks_like_digits(glyphs):
+        # A segment font's digits are in pieces.
+        if Path(path).stem.startswith("DSEG7"):
+            faces[f"lcd_{Path(path).stem}"] = glyphs
+        elif _looks_like_digits(glyphs):
             faces[Path(path).stem] = glyphs
     return tuple(faces), np.vstack([_distance_fields(glyphs) for glyphs in faces.values()])
 
@@ -133,10 +138,11 @@ def _stroke_glyphs(strokes: tuple[str, ...], thickness: int, slant: float = 0.0)
     return glyphs
 
 
-def _segment_glyphs(slant: float, half: float, gap: float, hooked: bool = False) -> list[np.ndarray]:
+def _segment_glyphs(slant: float, half: float, gap: float, hooked: bool = False,
+                    tails: bool = True) -> list[np.ndarray]:  # fmt: skip
     """Seven-segment digits, 100 x 170 canvas pixels: half the thickness and the clearance of a segment.
 
-    ``hooked`` gives the 7 its upper left segment too.
+    ``hooked`` gives the 7 its upper left segment too; without ``tails`` 6 and 9 lack their outermost bars.
     """
     left, right, top, middle, bottom = -50 + half, 50 - half, -85 + half, 0.0, 85 - half
     ends = {"a": (left, top, right, top), "b": (right, top, right, middle), "c": (right, middle, right, bottom),
@@ -145,7 +151,8 @@ def _segment_glyphs(slant: float, half: float, gap: float, hooked: bool = False)
     glyphs = []
     for digit in range(10):
         canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
-        for name in _SEGMENTS[digit] + ("f" if hooked and digit == 7 else ""):
+        lit = _SEGMENTS[digit] + ("f" if hooked and digit == 7 else "")
+        for name in lit if tails else lit.replace({6: "a", 9: "d"}.get(digit, " "), ""):
             start, end = np.array(ends[name]).reshape(2, 2)
             along = (end - start) / np.linalg.norm(end - start)
             across = half * along[::-1]
