@@ -33,7 +33,7 @@ FURTHER_AXES = (
 MAX_COMBINATIONS = 20_000
 # What neither a score nor the meaning of a trial depends on: a search goes on when only these differ.
 IRRELEVANT = {
-    *("output_dir", "gpu_memory_growth", "gpus", "tuner_max_trials"),
+    *("output_dir", "gpu_memory_growth", "gpus", "tuner_max_trials", "ring_smoothing"),
     *("epochs", "early_stopping_patience", "checkpoint_epochs", "monitor", "retrain_max_drop"),
     *("use_qat", "quantize_model", "qat_epochs", "qat_learning_rate", "deploy_targets", "model_version"),
     *("esp_dl_quantize", "esp_dl_targets", "esp_dl_mode", "esp_dl_min_agreement"),
