@@ -66,3 +66,12 @@ def test_its_score_on_unseen_meters(folder, real_data):
     expected = results["files"][name]["sets"]["unseen_meters"]
     # Float kernels round differently from machine to machine, the integer ones don't.
     assert found[metric] == pytest.approx(expected[metric], abs=0.001)
+
+
+def test_the_integer_file_reads_new_meters_like_the_float_one(folder):
+    files = results_of(folder)["files"]
+    metric = labels.main_metric(results_of(folder)["nb_classes"])
+    scores = {name: entry["sets"]["unseen_meters"][metric] for name, entry in files.items()}
+    for name in scores:
+        if name.endswith("_quantized.tflite"):
+            assert scores[name] == pytest.approx(scores["best_model.keras"], abs=0.003)
