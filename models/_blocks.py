@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 KERNEL_INITIALIZER = "he_normal"
-HIDDEN_FOR_DIGITS = 96  # a multiple of 16, which the dense kernels of all chips take
+NB_POSITIONS = 100  # of a wheel, in tenths
 
 
 def image_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -77,11 +77,15 @@ def logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
 
 
 def flat_logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
-    """Logits of flattened features; digits have a hidden layer before them.
+    """Logits of flattened features: of the hundred tenths, or of ten digits by way of them.
 
-    A digit is a union of ten wheel positions, which one plane can't cut out of the features; tenths have a plane each.
+    A digit is a union of ten wheel positions, which one plane can't cut out of the features. So each position has a
+    plane, and a digit's logit is the largest of its ten, x.5 to x.4 (maxout, Goodfellow et al. 2013).
     """
     x = layers.Flatten()(x)
-    if nb_classes == 10:
-        x = layers.Dense(HIDDEN_FOR_DIGITS, activation="relu", kernel_initializer=KERNEL_INITIALIZER)(x)
-    return logits(x, nb_classes)
+    if nb_classes == NB_POSITIONS:
+        return logits(x, nb_classes)
+    per_class = NB_POSITIONS // nb_classes
+    x = layers.Dense(NB_POSITIONS, name="positions")(x)
+    x = layers.MaxPooling2D((1, per_class))(layers.Reshape((nb_classes, per_class, 1))(x))
+    return layers.Reshape((nb_classes,), name="logits")(x)

@@ -586,7 +586,7 @@ def test_a_trained_run_loads(trained_run):
     model_files.check_fits(model, settings, new_head=False)
 
 
-@pytest.mark.parametrize(("shape", "classes"), [((32, 20, 3), 100), ((48, 32, 1), 10)])
+@pytest.mark.parametrize(("shape", "classes"), [((32, 20, 3), 100), ((48, 32, 1), 10), ((32, 20, 3), 10)])
 def test_a_model_declares_the_settings_it_needs(tmp_path, shape, classes):
     import models
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import loader, model_files, runs, training
+from utils import labels, loader, model_files, runs, training
 
 
 @pytest.fixture
@@ -239,14 +239,29 @@ def test_start_from_pictures_of_another_size_is_refused(trained_run):
         model_files.copy_weights(source, other)
 
 
-def test_digits_start_from_tenths_without_their_dense_layers():
-    tenths, digits = (models.get("digit_recognizer_v7").build((32, 20, 1), classes) for classes in (100, 10))
-    hidden = digits.layers[-2].get_weights()[0]
+def test_digits_that_start_from_tenths_read_the_tenths_nearest_digit(rng):
+    build = models.get("digit_recognizer_v7").build
+    tenths, digits, back = (build((32, 20, 1), classes) for classes in (100, 10, 100))
+    tenths.layers[-1].set_weights([tenths.layers[-1].get_weights()[0], rng.normal(0, 0.3, 100)])
     model_files.copy_weights(tenths, digits)
-    for trained, layer in zip(tenths.layers[:-1], digits.layers[:-2], strict=True):
-        for expected, weight in zip(trained.weights, layer.weights, strict=True):
-            np.testing.assert_array_equal(weight, expected)
-    np.testing.assert_array_equal(digits.layers[-2].get_weights()[0], hidden)
+    model_files.copy_weights(digits, back)
+    images = rng.integers(0, 256, (200, 32, 20, 1)).astype("float32")
+    read, nearest, again = (one.predict(images, verbose=0) for one in (tenths, digits, back))
+    np.testing.assert_array_equal(nearest.argmax(axis=1), labels.to_classes(read.argmax(axis=1), 10))
+    assert len(np.unique(nearest.argmax(axis=1))) > 2
+    np.testing.assert_allclose(again, read, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("cnn32", 10), ("digit_recognizer_v7", 10), ("digit_recognizer_v7", 100)]
+)
+def test_dropout_sits_before_the_last_weights(name, classes, tiny, rng):
+    model, image = models.get(name).build((32, 20, 1), classes), keras.Input((32, 20, 1))
+    wrapped = keras.Model(image, training._logits(model, image, tiny(dropout=0.5, nb_classes=classes)))
+    images = rng.integers(0, 256, (8, 32, 20, 1)).astype("float32")
+    plain = model.predict(images, verbose=0)
+    np.testing.assert_allclose(wrapped.predict(images, verbose=0), plain, rtol=1e-4, atol=1e-4)
+    assert np.abs(np.asarray(wrapped(images, training=True)) - np.asarray(model(images, training=True))).max() > 0.01
 
 
 def test_a_missing_start_is_named(tiny, tmp_path):

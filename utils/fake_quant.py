@@ -228,7 +228,11 @@ def _plan(model: keras.Model) -> _Plan:
 
 
 def _last(model: keras.Model) -> str:
-    return model.output._keras_history.operation.name
+    """Name of the layer that makes the logits' values; what is behind it only hands them on."""
+    layer = model.output._keras_history.operation
+    while isinstance(layer, TRANSPARENT):
+        (layer,) = _parents(layer)
+    return layer.name
 
 
 def _check(layer: keras.layers.Layer) -> None:

@@ -112,7 +112,7 @@ def freeze(model: keras.Model, strategy: str) -> tuple[int, int]:
 
 def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model:
     """The same network with a fresh last layer for another number of classes."""
-    last = model.output._keras_history.operation
+    last = [layer for layer in model.layers if layer.weights][-1]
     (features,) = last._inbound_nodes[0].input_tensors
     if not isinstance(last, layers.Dense):
         raise FineTuningError(f"{model.name} ends in {type(last).__name__}, not in a dense layer: it takes no new head")

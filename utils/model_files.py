@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils import encodings, runs, tflite_file
 from utils import settings as settings_module
 from utils.errors import UserError
@@ -131,7 +133,9 @@ def declared(path: Path) -> dict[str, int]:
     """
     layers = json.loads(_read(Path(path))[0])["config"].get("layers", [])
     shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
-    units = [layer["config"]["units"] for layer in layers if "units" in layer["config"]]
+    # A dense layer, or a reshape to a row, says how many values come out.
+    rows = [layer["config"].get("target_shape", [layer["config"].get("units")]) for layer in layers]
+    units = [row[0] for row in rows if isinstance(row, list) and len(row) == 1 and row[0] is not None]
     found = {"nb_classes": units[-1]} if units and units[-1] in settings_module.CHOICES["nb_classes"] else {}
     if len(shapes) == 1 and isinstance(shapes[0], list) and len(shapes[0]) == 4 and all(shapes[0][1:]):
         found |= dict(zip(("input_height", "input_width", "input_channels"), shapes[0][1:], strict=True))
@@ -199,21 +203,25 @@ def _found(path: str, settings: Settings) -> tuple[Path, str]:
 
 
 def copy_weights(source: Any, model: Any) -> None:
-    """Gives a model the weights of another of its architecture; dense layers from the first other size on keep theirs.
+    """Gives a model the weights of another of its architecture; a last layer of another size keeps its own.
 
     Raises:
         ModelFileError: other layers than the model's.
     """
     pairs = [[layer for layer in one.layers if layer.weights] for one in (source, model)]
     shapes = [[[weight.shape for weight in layer.weights] for layer in layers] for layers in pairs]
-    same = next((i for i, (one, other) in enumerate(zip(*shapes, strict=False)) if one != other), min(map(len, shapes)))
-    if any(type(layer).__name__ != "Dense" for layers in pairs for layer in layers[same:]):
+    same = next((i for i, (one, other) in enumerate(zip(*shapes, strict=False)) if one != other), len(shapes[0]))
+    if len(set(map(len, shapes))) > 1 or same < len(shapes[0]) - 1:
         raise ModelFileError(
             f"START_FROM names a {source.name} whose layers are not those of the {model.name} to be trained: "
             "name a model of the same INPUT_HEIGHT, INPUT_WIDTH and INPUT_CHANNELS"
         )
     for trained, layer in zip(pairs[0][:same], pairs[1][:same], strict=True):
         layer.set_weights(trained.get_weights())
+    if same == len(shapes[0]):
+        # Digits are read by way of tenths, but those of 0 begin with 9.5.
+        turn = {(100, 10): 5, (10, 100): -5}.get((source.output_shape[-1], model.output_shape[-1]), 0)
+        layer.set_weights([np.roll(weight, turn, axis=-1) for weight in layer.get_weights()])
 
 
 def check_teacher(teacher: Any, settings: Settings) -> None:

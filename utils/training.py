@@ -239,14 +239,15 @@ def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[ke
 
 
 def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -> keras.KerasTensor:
-    """What the model makes of pixels, with ``DROPOUT`` before its last layer; the model itself stays without."""
+    """What the model makes of pixels, with ``DROPOUT`` before its last weights; the model itself stays without."""
     if not settings.dropout:
         return model(pixels)
-    last = model.layers[-1]
+    last = [layer for layer in model.layers if layer.weights][-1]
     if not isinstance(last, keras.layers.Dense):
         raise TrainingError(f"{model.name} does not end in a dense layer, DROPOUT has no place there: set DROPOUT = 0")
     features = keras.Model(model.inputs, last.input, name="features")(pixels)
-    return last(keras.layers.Dropout(settings.dropout, seed=settings.seed)(features))
+    head = keras.Model(last.input, model.output, name="head")
+    return head(keras.layers.Dropout(settings.dropout, seed=settings.seed)(features))
 
 
 def _start_epoch(trainer: keras.Model, augmentation: Augmentation, settings: Settings, epoch: int) -> None:
