@@ -333,12 +333,13 @@ def _factor_and_offset(norm: layers.BatchNormalization) -> tuple[np.ndarray, np.
 
 
 def _observe(model: keras.Model, plan: _Plan, calibration: np.ndarray) -> dict[str, tuple[float, float]]:
-    probe = keras.Model(model.input, {name: model.get_layer(name).output for name in plan.ranged})
-    seen = probe.predict(calibration, batch_size=256, verbose=0)
-    found = {name: (float(values.min()), float(values.max())) for name, values in seen.items()}
+    tensors = [model.get_layer(name).output for name in plan.ranged]
+    *seen, logits = keras.Model(model.input, [*tensors, model.output]).predict(calibration, batch_size=256, verbose=0)
+    found = {name: (float(of.min()), float(of.max())) for name, of in zip(plan.ranged, seen, strict=True)}
     first, last = plan.fixed
     found[first] = INPUT_RANGE
-    low, high = found[last]
-    faint = float(np.percentile(seen[last].max(axis=1), FAINT_PERCENT))
+    # What never comes out, since a larger value of its digit does, needs no steps.
+    low, high = float(logits.min()), float(logits.max())
+    faint = float(np.percentile(logits.max(axis=1), FAINT_PERCENT))
     found[last] = (max(low, faint - LOGITS_MARGIN), high)
     return {name: whole_zero_point(*ends) for name, ends in found.items()}
