@@ -43,7 +43,9 @@ def test_builds_every_shape_and_ends_in_logits(architecture, shape, nb_classes):
     assert model.input_shape == (None, *shape)
     assert model.output_shape == (None, nb_classes)
     assert isinstance(model.layers[1], keras.layers.Rescaling)
-    assert model.layers[-1].activation is keras.activations.linear
+    last = [layer for layer in model.layers if layer.weights][-1]
+    assert last.activation is keras.activations.linear
+    assert not any(hasattr(layer, "activation") for layer in model.layers[model.layers.index(last) + 1 :])
 
 
 def test_is_a_plain_keras_file(architecture, tmp_path, rng):
