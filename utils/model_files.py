@@ -210,15 +210,15 @@ def copy_weights(source: Any, model: Any) -> None:
     """
     pairs = [[layer for layer in one.layers if layer.weights] for one in (source, model)]
     shapes = [[[weight.shape for weight in layer.weights] for layer in layers] for layers in pairs]
-    same = next((i for i, (one, other) in enumerate(zip(*shapes, strict=False)) if one != other), len(shapes[0]))
-    if len(set(map(len, shapes))) > 1 or same < len(shapes[0]) - 1:
+    if shapes[0][:-1] != shapes[1][:-1]:
         raise ModelFileError(
             f"START_FROM names a {source.name} whose layers are not those of the {model.name} to be trained: "
             "name a model of the same INPUT_HEIGHT, INPUT_WIDTH and INPUT_CHANNELS"
         )
-    for trained, layer in zip(pairs[0][:same], pairs[1][:same], strict=True):
+    same = len(pairs[1]) - (shapes[0][-1] != shapes[1][-1])
+    for layer, trained in zip(pairs[1][:same], pairs[0][:same], strict=True):
         layer.set_weights(trained.get_weights())
-    if same == len(shapes[0]):
+    if same == len(pairs[1]):
         # Digits are read by way of tenths, but those of 0 begin with 9.5.
         turn = {(100, 10): 5, (10, 100): -5}.get((source.output_shape[-1], model.output_shape[-1]), 0)
         layer.set_weights([np.roll(weight, turn, axis=-1) for weight in layer.get_weights()])
