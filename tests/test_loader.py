@@ -57,6 +57,24 @@ def test_twins_stay_together_unless_split_by_image(tiny, picture_folder):
     assert clusters_of(careless, careless.train) & clusters_of(careless, careless.measured["test"])
 
 
+def test_drawn_pictures_are_nobodys_near_twins_but_copies_are_found(tiny, picture_folder):
+    drawn = {"name": "drawn", "type": "synthetic", "count": 40}
+    own = source(picture_folder("own", {"a": 40}, seed=tiny().seed))  # the very pictures that "drawn" has
+    splits = loader.load(tiny(data_sources=[own, drawn, {**drawn, "name": "more", "count": 90}]))
+    groups = [set(splits.clusters[splits.pool.source_ids == number].tolist()) for number in range(3)]
+    assert groups[0] == groups[1] and len(groups[2]) == 90
+
+
+def test_real_twins_do_not_depend_on_the_drawn_pictures_beside_them(tiny, picture_folder):
+    own = source(picture_folder("own", {"a": 200}))
+    alone = loader.load(tiny(data_sources=[own]))
+    beside = loader.load(tiny(data_sources=[own, {"name": "drawn", "type": "synthetic", "count": 300}]))
+    assert np.array_equal(alone.clusters, beside.clusters[:200])
+    for name in ("train", "validation"):
+        part = getattr(beside, name)
+        assert np.array_equal(part[part < 200], getattr(alone, name))
+
+
 def test_whole_meters_go_to_one_side(tiny, picture_folder):
     folder = picture_folder("own", {f"m{i}": 20 for i in range(10)})
     splits = loader.load(tiny(data_sources=[source(folder)], split_by="meter"))

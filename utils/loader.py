@@ -102,7 +102,8 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
     exact = twins.exact_groups(_all_images(pool))
-    clusters = exact if settings.split_by == "image" else twins.twin_clusters(_all_images(pool))
+    drawn = [i for i, source in enumerate((*used, *tested)) if source.type == "synthetic"]
+    clusters = exact if settings.split_by == "image" else _clusters(pool, exact, np.isin(pool.source_ids, drawn))
     is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
     parts = _split(pool, own[~is_new], clusters, settings)
     aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, settings.seed)
@@ -175,6 +176,14 @@ def _pool(read: list[SourceData], nb_classes: int) -> Pool:
 
 def _all_images(pool: Pool) -> np.ndarray:
     return pool.arrays[0] if len(pool.arrays) == 1 else np.concatenate(pool.arrays)
+
+
+def _clusters(pool: Pool, exact: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Twins by number; ``drawn`` pictures have none but their copies, and looking for more would take longest."""
+    found = twins.twin_clusters(pool.images(np.flatnonzero(~drawn)))
+    cluster_of_group = np.arange(len(exact)) + found.max(initial=-1) + 1
+    cluster_of_group[exact[~drawn]] = found
+    return cluster_of_group[exact]
 
 
 def _split(pool: Pool, own: np.ndarray, clusters: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
