@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from keras.models import load_model
 
@@ -36,6 +37,36 @@ def test_quantised_input_is_the_pixel(trained, io_type, zero_point):
     assert source["dtype"] == target["dtype"] == np.dtype(io_type)
     assert source["quantization"] == (1 / 128, zero_point)
     assert list(source["shape"]) == [1, 32, 20, 1]
+
+
+def vectors(content: bytes) -> tuple[list[int], list[str], int]:
+    """Where each constant starts, the tensors' names, and how many bytes of zero points the file points at."""
+    root = schema.Model.GetRootAs(content, 0)
+    constants = [root.Buffers(i) for i in range(root.BuffersLength())]
+    starts = [one._tab.Vector(one._tab.Offset(4)) for one in constants if one.DataLength()]
+    graph = root.Subgraphs(0)
+    tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+    zeros = [q._tab for q in (tensor.Quantization() for tensor in tensors) if q and q.ZeroPointLength()]
+    places = {tab.Vector(tab.Offset(10)): 8 * tab.VectorLen(tab.Offset(10)) for tab in zeros}
+    return starts, [tensor.Name().decode() for tensor in tensors], sum(places.values())
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_files_are_packed_and_the_network_stays_the_same(trained, monkeypatch, kind):
+    model, calibration, test = trained
+
+    def made() -> bytes:
+        return export.float_tflite(model) if kind == "float" else export.quantized_tflite(model, calibration, "int8")
+
+    packed = made()
+    monkeypatch.setattr(export, "_packed", lambda content: content)
+    plain = made()
+    assert np.array_equal(evaluation.tflite_logits(packed, test), evaluation.tflite_logits(plain, test))
+    assert len(plain) - len(packed) > (1500 if kind == "float" else 4000)
+    starts, names, zeros = vectors(packed)
+    assert all(start % 16 == 0 for start in starts)
+    assert len(set(names)) == len(names) and max(map(len, names)) < 30
+    assert zeros <= vectors(plain)[2] / 2
 
 
 def test_input_scale_does_not_depend_on_the_calibration_pictures(trained):
