@@ -5,7 +5,7 @@ from keras import layers
 
 from models import _blocks
 
-PURPOSE = "v15's depth at three quarters of its size; ghost features"
+PURPOSE = "v15's depth at six tenths of its size; ghost features"
 
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:

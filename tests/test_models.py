@@ -75,9 +75,9 @@ def test_exports_to_a_file_of_the_size_foretold(architecture):
     expected = evaluation.keras_logits(model, images)
     content = export.float_tflite(model)
     np.testing.assert_allclose(evaluation.tflite_logits(content, images), expected, atol=1e-3)
-    assert complexity.file_bytes(model, quantized=False) == pytest.approx(len(content), rel=0.05)
+    assert complexity.file_bytes(model, quantized=False) == pytest.approx(len(content), rel=0.01)
     content = export.quantized_tflite(model, images, "int8")
-    assert complexity.file_bytes(model) == pytest.approx(len(content), rel=0.03)
+    assert complexity.file_bytes(model) == pytest.approx(len(content), rel=0.02)
     as_int8 = evaluation.tflite_logits(content, images)
     # An untrained network's logits are small and close together; a broken scale or zero point shows all the same.
     assert np.corrcoef(as_int8.ravel(), expected.ravel())[0, 1] > 0.98
@@ -102,8 +102,8 @@ def test_the_table_of_architectures_has_each_with_its_numbers_and_purpose(tiny):
     rows = {line.split()[0]: line for line in text.splitlines()[2:] if line}
     assert {*models.available(), "100"} == rows.keys()
     assert all(models.get(name).purpose in rows[name] for name in models.available())
-    # cnn32 in RGB has 213,348 weights; 223,344 bytes was its file once trained.
-    assert rows["cnn32"].split()[-3:] == ["213,348", "5,133,312", "219"]
+    # cnn32 in RGB has 213,348 weights; 220,416 bytes is its file with batch statistics and biases that aren't zero.
+    assert rows["cnn32"].split()[-3:] == ["213,348", "5,133,312", "215"]
     assert rows["high_accuracy_validator"].endswith(" -")
     assert text.endswith("100 classes, input 20 x 32, RGB")
 
@@ -111,4 +111,4 @@ def test_the_table_of_architectures_has_each_with_its_numbers_and_purpose(tiny):
 def test_the_validator_is_never_quantised_and_large():
     architecture = models.get("high_accuracy_validator")
     assert architecture.quantizable is False
-    assert complexity.parameters(architecture.build((32, 20, 1), 100)) > 900_000
+    assert complexity.parameters(architecture.build((32, 20, 1), 100)) > 2_900_000
