@@ -103,7 +103,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     held = np.flatnonzero(pool.source_ids >= len(used))
     exact = twins.exact_groups(_all_images(pool))
     drawn = [i for i, source in enumerate((*used, *tested)) if source.type == "synthetic"]
-    clusters = exact if settings.split_by == "image" else _clusters(pool, exact, np.isin(pool.source_ids, drawn))
+    clusters = exact if settings.split_by == "image" else _clusters(pool, exact, drawn)
     is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
     parts = _split(pool, own[~is_new], clusters, settings)
     aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, settings.seed)
@@ -174,15 +174,17 @@ def _pool(read: list[SourceData], nb_classes: int) -> Pool:
     )
 
 
-def _all_images(pool: Pool) -> np.ndarray:
-    return pool.arrays[0] if len(pool.arrays) == 1 else np.concatenate(pool.arrays)
+def _all_images(pool: Pool, without: Collection[int] = ()) -> np.ndarray:
+    """Pixels of all pictures but those of the sources ``without``; a single source's array itself, not a copy."""
+    arrays = [array for number, array in enumerate(pool.arrays) if number not in without] or [pool.arrays[0][:0]]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _clusters(pool: Pool, exact: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Twins by number; ``drawn`` pictures have none but their copies, and looking for more would take longest."""
-    found = twins.twin_clusters(pool.images(np.flatnonzero(~drawn)))
+def _clusters(pool: Pool, exact: np.ndarray, drawn: Collection[int]) -> np.ndarray:
+    """Twins by number; pictures of ``drawn`` sources have none but copies, and looking for more would take longest."""
+    found = twins.twin_clusters(_all_images(pool, without=drawn))
     cluster_of_group = np.arange(len(exact)) + found.max(initial=-1) + 1
-    cluster_of_group[exact[~drawn]] = found
+    cluster_of_group[exact[~np.isin(pool.source_ids, drawn)]] = found
     return cluster_of_group[exact]
 
 
