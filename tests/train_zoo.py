@@ -9,6 +9,7 @@ that ``train.py --resume`` exports and measures.
 """
 
 import argparse
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 import models
 from utils import console, labels, loader, runs, synthetic
 from utils.settings import Settings, load
+
+log = logging.getLogger(__name__)
 
 SHARD = 20_000  # pictures a file
 AT_ONCE = 8  # shards that are mixed with one another
@@ -46,12 +49,13 @@ def write_answers(store: Path, teacher_file: Path, pictures: int, part: int, par
     import keras
     import tensorflow as tf
 
+    from utils import model_files
     from utils.augmentation import Augmentation
 
     settings = zoo_settings()
     splits = loader.load(settings)
     photographs = splits.train[splits.pool.source_ids[splits.train] == 0]
-    trained = keras.models.load_model(teacher_file, compile=False, safe_mode=True)
+    trained = model_files.load(teacher_file)
     # Half the numbers' width is enough for an answer, and takes two thirds of the time where the processor has it.
     keras.config.set_dtype_policy("mixed_bfloat16")
     teacher = models.get(trained.name).build(trained.input_shape[1:], trained.output_shape[-1])
@@ -78,13 +82,8 @@ def write_answers(store: Path, teacher_file: Path, pictures: int, part: int, par
             "answers": np.concatenate([answers.numpy().astype(np.float16) for _, answers in made]),
             "tenths": np.concatenate([splits.pool.tenths[chosen], drawn.tenths]),
         }
-
-        def save(partial: Path, arrays: dict = arrays) -> None:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-
-        runs.write(path, save)
-        print(f"{time.strftime('%X')} {path.name}", flush=True)
+        runs.write(path, lambda partial, arrays=arrays: np.savez(partial, **arrays))
+        log.info("%s written", path)
 
 
 def steps_of(store: Path) -> int:
@@ -109,7 +108,8 @@ def batches(store: Path, spread: np.ndarray, epochs: int) -> Iterator[tuple[np.n
 
 
 def _groups(store: Path, epoch: int) -> list[list[Path]]:
-    shards = sorted(store.glob("*.npz"))
+    # A file that is being written has a hidden name, which "*" would match.
+    shards = sorted(store.glob("[0-9]*.npz"))
     shuffled = [shards[number] for number in np.random.default_rng([1, epoch]).permutation(len(shards))]
     return [shuffled[start : start + AT_ONCE] for start in range(0, len(shuffled), AT_ONCE)]
 
@@ -117,8 +117,8 @@ def _groups(store: Path, epoch: int) -> list[list[Path]]:
 def targets(answers: np.ndarray, tenths: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """The teacher's answers with a part of the labels: (N, 100) float32. The second half of a shard is drawn."""
     answers = answers.astype(np.float32)
-    away = np.abs(answers.argmax(axis=1) - tenths) % labels.NB_TENTHS
-    lost = (np.minimum(away, labels.NB_TENTHS - away) >= LOST) & (np.arange(len(tenths)) >= len(tenths) // 2)
+    away = labels.ring_distance(answers.argmax(axis=1), tenths, labels.NB_TENTHS)
+    lost = (away >= LOST) & (np.arange(len(tenths)) >= len(tenths) // 2)
     share = np.where(lost, LOST_SHARE, TEACHER_SHARE)[:, None].astype(np.float32)
     return share * answers + (1 - share) * spread[tenths]
 
