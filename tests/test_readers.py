@@ -238,12 +238,14 @@ def test_synthetic_pictures(monkeypatch, channels):
     assert data.files == ("synthetic/000000", "synthetic/000001", "synthetic/000002")
 
 
-def test_real_pictures(real_data):
+def test_real_pictures(real_data, monkeypatch):
     source = declare(real_data / "meter_digits")
     readers.read(source, 32, 20, 3, 100, 0)
-    started = time.perf_counter()
+    monkeypatch.setattr(pictures, "decode", None)  # nothing is decoded anew
+    # This thread's seconds: what else the machine does is not the reader's, which takes a fifth of one.
+    started = time.thread_time()
     data = readers.read(source, 32, 20, 3, 100, 0)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
     assert data.images.shape == (20_897, 32, 20, 3)
     assert len(data.meters) == 21
     assert data.skipped == {}

@@ -160,6 +160,17 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
         session.resume(run_dir, session.Options())
 
 
+def test_resume_does_not_start_over_on_a_trained_network(tiny, monkeypatch):
+    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+    settings = tiny(checkpoint_epochs=0)
+    train(settings)
+    (run_dir,) = runs.Path(settings.output_dir).iterdir()
+    network = (run_dir / runs.BEST_MODEL_FILE).read_bytes()
+    with pytest.raises(runs.RunError, match="CHECKPOINT_EPOCHS = 0 left no checkpoint"):
+        session.resume(run_dir, session.Options())
+    assert (run_dir / runs.BEST_MODEL_FILE).read_bytes() == network
+
+
 def test_resume_notices_changed_pictures(tiny, monkeypatch, picture_folder):
     folder = picture_folder("own", {"a": 60})
     settings = tiny(data_sources=[{"name": "own", "type": "filename", "path": str(folder)}])

@@ -140,7 +140,7 @@ def read_settings(run_dir: Path) -> Started:
     """What an unfinished run was started with.
 
     Raises:
-        RunError: no run folder, a finished run, or a damaged ``settings.json``.
+        RunError: no run folder, a finished run, one that has to start over, or a damaged ``settings.json``.
     """
     path = run_dir / SETTINGS_FILE
     if not path.is_file():
@@ -150,9 +150,16 @@ def read_settings(run_dir: Path) -> Started:
     try:
         saved = json.loads(path.read_text())
         settings = settings_module.from_dict(saved["settings"])
-        return Started(settings, saved["architecture"], saved["data_fingerprint"], saved.get("tuned_by"))
+        started = Started(settings, saved["architecture"], saved["data_fingerprint"], saved.get("tuned_by"))
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not the settings of a run of this version ({error})") from error
+    trained = (run_dir / BEST_MODEL_FILE).is_file() and without_device_files(run_dir) is None
+    if trained and not settings.checkpoint_epochs:
+        raise RunError(
+            f"{run_dir}: CHECKPOINT_EPOCHS = 0 left no checkpoint to go on from, and starting over would replace its"
+            f" {BEST_MODEL_FILE}; train anew, or from there with START_FROM"
+        )
+    return started
 
 
 def without_device_files(run_dir: Path) -> dict | None:

@@ -54,6 +54,7 @@ class _Wheels:
     waist: np.ndarray  # how much lower a digit's middle is printed than in its typeface, in half digit heights
     taper: np.ndarray  # how much narrower a digit's foot is than in its typeface, and its top wider
     belly: np.ndarray  # how much narrower a digit's middle is than in its typeface, and top and foot wider
+    slant: np.ndarray  # how far a digit leans to the right, beyond its typeface: tangent
 
 
 # --- Geometry --------------------------------------------------------------------------------------------------------
@@ -98,6 +99,7 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
         waist=np.where(lcd, 0, uniform(-0.16, 0.16)).astype(np.float32),
         taper=np.where(lcd, 0, uniform(-0.15, 0.15)).astype(np.float32),
         belly=np.where(lcd, 0, uniform(-0.2, 0.2)).astype(np.float32),
+        slant=np.where(~lcd & (rng.random(n) < 0.15), uniform(-0.05, 0.35), 0).astype(np.float32),
     )
 
 
@@ -132,6 +134,7 @@ def _ink(wheels: _Wheels, atlas: np.ndarray, x: np.ndarray, strip: np.ndarray, d
     half = typefaces.CELL_DIGIT / 2
     height_in_digit = np.clip(down / half, -1, 1)
     bulge = 1 - height_in_digit * height_in_digit
+    across += per_picture(wheels.slant) * down
     across *= 1 + per_picture(wheels.taper) * height_in_digit + per_picture(wheels.belly) * (bulge - 0.5)
     down -= per_picture(wheels.waist) * half * bulge
     column = np.clip(across, -limit, limit) + (np.mod(digit, 10) * typefaces.CELL + typefaces.CELL / 2 - 0.5)
@@ -205,12 +208,16 @@ def _tick_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, strip:
 
 
 def _display_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A display's decimal point or comma beside the digit's foot, and lines above and below its digits."""
+    """A display's decimal point or comma beside the digit's foot, and the lines of a box around it or its row."""
     n, height, _ = x.shape
     display = ~wheels.rolls[:, None, None]
     line = some(rng, n, 0.4, 0.008, 0.03) * display
-    away = np.abs(np.abs(y) - per_picture(wheels.digit_height / 2 + rng.uniform(0.03, 0.2, n)))
-    lines = np.clip((line - away) * height + 0.5, 0, 1) * (line > 0)
+    box = line * per_picture(rng.random(n) < 0.5)
+    lines = np.zeros_like(x)
+    beside = wheels.digit_width / 2 * rng.uniform(0.6, 1.1, n)
+    for place, edge, thickness in ((y, wheels.digit_height / 2, line), (x, beside, box)):
+        away = np.abs(np.abs(place) - per_picture(edge + rng.uniform(0.03, 0.2, n)))
+        lines = np.maximum(lines, np.clip((thickness - away) * height + 0.5, 0, 1) * (thickness > 0))
     size = some(rng, n, 0.4, 0.02, 0.05) * display
     beside = per_picture(np.where(rng.random(n) < 0.6, -1, 1) * wheels.spacing / 2)
     below = per_picture(wheels.digit_height / 2) - size
@@ -225,7 +232,7 @@ def _ghost_cover(rng: np.random.Generator, wheels: _Wheels, atlas: np.ndarray, x
     """What a display shows besides the lit segments: the unlit ones, and the shadow on the reflector behind."""
     n = x.shape[0]
     display = per_picture(~wheels.rolls)
-    unlit = some(rng, n, 0.2, 0.03, 0.12) * display * _ink(wheels, atlas, x, strip, np.full_like(x, 8))
+    unlit = some(rng, n, 0.3, 0.03, 0.25) * display * _ink(wheels, atlas, x, strip, np.full_like(x, 8))
     shift_x, shift_y = (per_picture(rng.uniform(-0.06, 0.08, n)) for _ in range(2))
     behind = strip - shift_y / per_picture(wheels.pitch)
     shadow = some(rng, n, 0.4, 0.05, 0.4) * display * _ink(wheels, atlas, x - shift_x, behind, np.rint(strip))
@@ -233,19 +240,29 @@ def _ghost_cover(rng: np.random.Generator, wheels: _Wheels, atlas: np.ndarray, x
 
 
 def _pointer_cover(rng: np.random.Generator, wheels: _Wheels, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A mark or a bar on the window's side that points at the wheel, over its print."""
+    """A mark, bar or thread that reaches from the window's side over the wheel's print."""
     n, height, width = x.shape
-    half_height = some(rng, n, 0.08, 0.01, 0.035) * per_picture(wheels.rolls)
-    reach = per_picture(rng.uniform(0.15, 0.7, n) * width / height)
+    half_height = some(rng, n, 0.14, 0.01, 0.035) * per_picture(wheels.rolls)
+    reach = per_picture(rng.uniform(0.15, 1.2, n) * width / height)
     inward = x * per_picture(rng.choice([1, -1], n)) + width / height / 2
     away = np.abs(y - per_picture(rng.uniform(-0.35, 0.35, n)))
     bar = np.clip((half_height - away) * height + 0.5, 0, 1) * np.clip((reach - inward) * height, 0, 1)
     return bar * (half_height > 0)
 
 
+def _spot_cover(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A drop, a sticker or the lens of a lamp mirrored in the glass: hides a part of the print."""
+    n, height, _ = x.shape
+    radius = some(rng, n, 0.05, 0.06, 0.17)
+    from_x, from_y = (per_picture(rng.normal(0, 0.12, n)) for _ in range(2))
+    away = np.hypot(x - from_x, y - from_y)
+    soft = per_picture(rng.uniform(1, 6, n))
+    return per_picture(rng.uniform(0.5, 1, n)) * np.clip((radius - away) * height / soft + 0.5, 0, 1) * (radius > 0)
+
+
 def _paint_surroundings(rng: np.random.Generator, images: np.ndarray, wheels: _Wheels, window_x: np.ndarray,
                         window_y: np.ndarray, ground: np.ndarray) -> None:  # fmt: skip
-    """The seams between the wheels and the window's edges, over ``images`` in place."""
+    """The wheels' seams, the window's edges and what covers the print, over ``images`` in place."""
     n, _, height, width = images.shape
     spacing = per_picture(wheels.spacing)
     seam = np.abs(np.abs(window_x) - spacing / 2)
@@ -255,7 +272,7 @@ def _paint_surroundings(rng: np.random.Generator, images: np.ndarray, wheels: _W
     _blend(images, cover * per_picture(rng.uniform(0.3, 1, n)), ground * dim)
     tints = np.stack([_grey(rng, n, 0, 0.35, 0.1), _grey(rng, n, 0.6, 1, 0.08), _red(rng, n), ground])
     tint = tints[rng.choice(4, n, p=(0.45, 0.2, 0.25, 0.1)), np.arange(n)].astype(np.float32)
-    across, down = (width / height / 2, 0.18, 0.2), (0.5, 0.2, 0.2)
+    across, down = (width / height / 2, 0.18, 0.3), (0.5, 0.2, 0.2)
     for place, (half, share, most) in ((window_x, across), (-window_x, across), (window_y, down), (-window_y, down)):
         depth = some(rng, n, share, 0.01, most) * (2 * half)
         edge = (place - half + depth) * height
@@ -264,6 +281,8 @@ def _paint_surroundings(rng: np.random.Generator, images: np.ndarray, wheels: _W
         _blend(images, np.clip(edge, 0, 1) * (depth > 0), tint)
     bar = _grey(rng, n, 0, 1, 0.15).astype(np.float32)
     _blend(images, _pointer_cover(rng, wheels, window_x, window_y), bar)
+    spot = _grey(rng, n, 0.1, 0.9, 0.15).astype(np.float32)
+    _blend(images, _spot_cover(rng, window_x, window_y), spot)
 
 
 # --- Public ----------------------------------------------------------------------------------------------------------

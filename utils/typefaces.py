@@ -69,6 +69,32 @@ _DRUM_BOX = (
     "2,11 0,13 0,18 3,21 9,21 12,18 12,13 10,11 2,11 0,9 0,3 3,0 9,0 12,3 12,9 10,11",
     _DRUM_SQUARE[9],
 )
+# As on electricity meters: corners hardly rounded, a seven with an upright foot, six and eight broader below.
+_DRUM_ANGULAR = (
+    "2,0 10,0 12,2 12,19 10,21 2,21 0,19 0,2 2,0",
+    "4,17 7,21 7,0",
+    "1,17 1,20 2,21 10,21 11,20 11,13 1,6 0,0 12,0",
+    "1,21 11,21 11,12 4,12|11,12 12,10 12,1 11,0 0,0",
+    "4,21 0,8 12,8|8,14 8,0",
+    "11,21 1,21 1,13 10,13 12,11 12,2 10,0 0,0",
+    "10,21 3,21 2,12 0,11 0,1 1,0 11,0 12,1 12,11 10,12 2,12",
+    "0,17 0,21 12,21 12,16 8,9 8,0",
+    "2,12 2,20 3,21 9,21 10,20 10,12 12,10 12,1 11,0 1,0 0,1 0,10 2,12 10,12",
+    "2,0 9,0 11,9 12,12 12,20 11,21 1,21 0,20 0,11 1,10 11,10",
+)
+# A one without a flag, an open four, and legs that are straight.
+_DRUM_STRAIGHT = (
+    _DRUM_SQUARE[0],
+    "6,21 6,0",
+    "0,16 1,19 3,21 9,21 11,19 12,16 11,13 1,2 0,0 12,0",
+    "0,21 12,21 5,12 8,12 11,10 12,7 12,4 11,2 9,0 3,0 0,3",
+    "3,21 0,8 12,8|9,14 9,0",
+    _DRUM_SQUARE[5],
+    "9,21 2,11 0,7 0,4 1,2 3,0 9,0 11,2 12,4 12,7 11,10 9,12 4,12 2,11",
+    "0,21 12,21 5,8 4,0",
+    _DRUM_SQUARE[8],
+    "3,0 10,10 12,14 12,17 11,19 9,21 3,21 1,19 0,17 0,14 1,11 3,9 8,9 10,10",
+)
 
 
 def font_files(system_fonts: bool) -> tuple[str, ...]:
@@ -90,6 +116,8 @@ def load(font_files: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
         faces[f"drum_square_{weight}"] = _stroke_glyphs(_DRUM_SQUARE, pen)
         faces[f"drum_din_{weight}"] = _stroke_glyphs(_DRUM_DIN, pen)
         faces[f"drum_box_{weight}"] = _stroke_glyphs(_DRUM_BOX, pen)
+        faces[f"drum_angular_{weight}"] = _stroke_glyphs(_DRUM_ANGULAR, pen)
+        faces[f"drum_straight_{weight}"] = _stroke_glyphs(_DRUM_STRAIGHT, pen)
         faces[f"hershey_simplex_{weight}"] = _stroke_glyphs(_HERSHEY_SIMPLEX, pen)
     faces["hershey_simplex_oblique"] = _stroke_glyphs(_HERSHEY_SIMPLEX, 20, slant=0.2)
     for slope, slant in {"": 0.0, "_italic": 0.16}.items():
