@@ -17,7 +17,7 @@ from utils import frontier, runs
 from utils.frontier import Point
 
 METRIC = "within_0.1"
-TICKS = (15, 20, 30, 40, 60, 80, 100, 150, 250, 500, 1000, 2000, 4000, 8000)  # KB
+TICKS = (15, 20, 30, 40, 60, 80, 150, 250, 500, 1000, 2000, 4000, 8000)  # KB
 
 
 @dataclass(frozen=True)
