@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import models
-from utils import evaluation, export, fake_quant, labels
+from utils import evaluation, export, fake_quant
 
 
 def plain(x):

@@ -127,7 +127,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
     """Fits one network, and writes a run that lacks its device files."""
     import keras
 
-    from utils import model_files, training
+    from utils import model_files, quantization, training
 
     teachers = ["exported_models/zoo/high_accuracy_validator"]
     settings = zoo_settings(learning_rate=peak, epochs=epochs, teachers=teachers, checkpoint_epochs=0)
@@ -148,7 +148,8 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
         jit_compile=False,
         steps_per_execution=8,
     )
-    run_dir, began = runs.create(architecture, settings, "PTQ"), time.monotonic()
+    mode = quantization.resolve(settings, architecture, models.get(architecture).quantizable)
+    run_dir, began = runs.create(architecture, settings, mode.label), time.monotonic()
     runs.save_settings(run_dir, settings, architecture, splits.fingerprint)
     recorder = training.Recorder(model, run_dir, settings, [])
     trainer.fit(
