@@ -46,7 +46,7 @@ PLATEAU_PATIENCE = 5  # epochs without a better val_loss before "plateau" divide
 PLATEAU_FACTOR = 0.5  # what "plateau" multiplies the learning rate with, 0.01..0.99
 EARLY_STOPPING_PATIENCE = 15  # epochs without a better MONITOR before training ends; 0 = never
 MONITOR = "val_loss"  # what makes an epoch the best: "val_loss" (lowest) or "val_accuracy" (highest)
-CHECKPOINT_EPOCHS = 1  # epochs between two checkpoints for --resume; 0 = none
+CHECKPOINT_EPOCHS = 1  # epochs between two checkpoints for --resume; 0 = none, and no --resume
 
 # --- Augmentation: random changes of each training picture, drawn evenly from -value..+value unless said otherwise ----
 AUGMENT = True  # False = train on the pictures as they are
