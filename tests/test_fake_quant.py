@@ -64,11 +64,15 @@ def build(graph, nb_classes: int = 10) -> keras.Model:
     return model
 
 
+def logits_range(quantized) -> tuple[float, float]:
+    return list(fake_quant.ranges(quantized).values())[-1]
+
+
 @pytest.fixture(scope="module")
 def images():
     """Digits 0, 1 .. 9, 0 ..; not the generator's, lest what it draws better should move bounds of rounding."""
     rng = np.random.default_rng(4)
-    drawn = np.repeat(rng.integers(20, 120, (500, 1, 1), np.uint8), 20, axis=2).repeat(32, axis=1)
+    drawn = np.full((500, 32, 20), rng.integers(20, 120, (500, 1, 1), np.uint8))
     for number, picture in enumerate(drawn):
         foot = (int(rng.integers(0, 5)), int(rng.integers(22, 29)))
         style = (cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.6, 0.9), rng.uniform(140, 250), int(rng.integers(1, 4)))
@@ -94,7 +98,7 @@ def test_the_clone_computes_what_the_model_does(case, images):
     model, quantized, _ = case
     expected, logits = (evaluation.keras_logits(one, images) for one in (model, quantized))
     # Lower logits than the last range has are cut off by design, the more the surer a network is.
-    expected = np.clip(expected, *list(fake_quant.ranges(quantized).values())[-1])
+    expected = np.clip(expected, *logits_range(quantized))
     assert np.corrcoef(expected.ravel(), logits.ravel())[0, 1] > 0.995
     assert not any(isinstance(layer, layers.BatchNormalization) for layer in quantized.layers)
 
@@ -102,7 +106,7 @@ def test_the_clone_computes_what_the_model_does(case, images):
 def test_the_file_computes_what_the_clone_does(case, images):
     _, quantized, content = case
     expected, logits = evaluation.keras_logits(quantized, images), evaluation.tflite_logits(content, images)
-    low, high = list(fake_quant.ranges(quantized).values())[-1]
+    low, high = logits_range(quantized)
     step = (high - low) / fake_quant.LEVELS
     # Each layer's integers round a little differently from the clone's floats, and deep networks add that up.
     deep = sum(isinstance(layer, layers.Conv2D | layers.Dense) for layer in quantized.layers) > 6

@@ -144,10 +144,15 @@ def test_checkpoints_are_kept_on_demand(tiny):
     assert kept - {"temperature.json"} == {"epoch_000001.weights.h5"}
 
 
+def cut_power(monkeypatch) -> None:
+    """From now on, runs end after training, before the first file for a device."""
+    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+
+
 def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
     settings = tiny(epochs=2)
     (whole,) = train(settings)
-    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+    cut_power(monkeypatch)
     (broken,) = train(settings, tuned_by={"trial": 3})
     monkeypatch.undo()
     assert broken.results is None
@@ -161,7 +166,7 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
 
 
 def test_resume_does_not_start_over_on_a_trained_network(tiny, monkeypatch):
-    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+    cut_power(monkeypatch)
     settings = tiny(checkpoint_epochs=0)
     train(settings)
     (run_dir,) = runs.Path(settings.output_dir).iterdir()
@@ -174,7 +179,7 @@ def test_resume_does_not_start_over_on_a_trained_network(tiny, monkeypatch):
 def test_resume_notices_changed_pictures(tiny, monkeypatch, picture_folder):
     folder = picture_folder("own", {"a": 60})
     settings = tiny(data_sources=[{"name": "own", "type": "filename", "path": str(folder)}])
-    monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
+    cut_power(monkeypatch)
     train(settings)
     (run_dir,) = runs.Path(settings.output_dir).iterdir()
     next((folder / "a").iterdir()).unlink()

@@ -153,8 +153,9 @@ def read_settings(run_dir: Path) -> Started:
         started = Started(settings, saved["architecture"], saved["data_fingerprint"], saved.get("tuned_by"))
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not the settings of a run of this version ({error})") from error
-    trained = (run_dir / BEST_MODEL_FILE).is_file() and without_device_files(run_dir) is None
-    if trained and not settings.checkpoint_epochs:
+    # With results.json, a run that comes this far has been trained to its end.
+    trains_on = not (run_dir / RESULTS_FILE).is_file()
+    if trains_on and not settings.checkpoint_epochs and (run_dir / BEST_MODEL_FILE).is_file():
         raise RunError(
             f"{run_dir}: CHECKPOINT_EPOCHS = 0 left no checkpoint to go on from, and starting over would replace its"
             f" {BEST_MODEL_FILE}; train anew, or from there with START_FROM"

@@ -95,6 +95,14 @@ _DRUM_STRAIGHT = (
     _DRUM_SQUARE[8],
     "3,0 10,10 12,14 12,17 11,19 9,21 3,21 1,19 0,17 0,14 1,11 3,9 8,9 10,10",
 )
+_STROKES = {
+    "drum_square": _DRUM_SQUARE,
+    "drum_din": _DRUM_DIN,
+    "drum_box": _DRUM_BOX,
+    "drum_angular": _DRUM_ANGULAR,
+    "drum_straight": _DRUM_STRAIGHT,
+    "hershey_simplex": _HERSHEY_SIMPLEX,
+}
 
 
 def font_files(system_fonts: bool) -> tuple[str, ...]:
@@ -113,12 +121,7 @@ def load(font_files: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
     """Names, and their distance fields stacked: (typefaces * CELL, 10 * CELL) float32. Unusable files are skipped."""
     faces: dict[str, list[np.ndarray]] = {}
     for weight, pen in {"light": 14, "medium": 22, "bold": 32}.items():
-        faces[f"drum_square_{weight}"] = _stroke_glyphs(_DRUM_SQUARE, pen)
-        faces[f"drum_din_{weight}"] = _stroke_glyphs(_DRUM_DIN, pen)
-        faces[f"drum_box_{weight}"] = _stroke_glyphs(_DRUM_BOX, pen)
-        faces[f"drum_angular_{weight}"] = _stroke_glyphs(_DRUM_ANGULAR, pen)
-        faces[f"drum_straight_{weight}"] = _stroke_glyphs(_DRUM_STRAIGHT, pen)
-        faces[f"hershey_simplex_{weight}"] = _stroke_glyphs(_HERSHEY_SIMPLEX, pen)
+        faces |= {f"{name}_{weight}": _stroke_glyphs(strokes, pen) for name, strokes in _STROKES.items()}
     faces["hershey_simplex_oblique"] = _stroke_glyphs(_HERSHEY_SIMPLEX, 20, slant=0.2)
     for slope, slant in {"": 0.0, "_italic": 0.16}.items():
         faces[f"lcd_seven_segment{slope}"] = _segment_glyphs(slant, half=10, gap=2)
