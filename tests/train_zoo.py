@@ -1,9 +1,10 @@
-"""Trains the zoo's small networks on a large one's answers, without a graphics card.
+"""Trains the zoo's small networks on the answers of larger ones, without a graphics card.
 
-``python -m tests.train_zoo answers STORE --teacher FILE --pictures 3000000`` writes augmented pictures, half of them
-photographs and half drawn, with their labels and the teacher's answers; several may run side by side (``--part 1/2``).
-``python -m tests.train_zoo student STORE ARCHITECTURE --start FILE --epochs 4`` trains on them and leaves a run folder
-that ``train.py --resume`` exports and measures.
+``python -m tests.train_zoo answers STORE --teacher FILE [FILE ...] --pictures 3000000`` writes augmented pictures, half
+of them photographs and half drawn, with their labels and the teachers' mean answers; several may run side by side
+(``--part 1/2``).
+``python -m tests.train_zoo student STORE ARCHITECTURE --teacher FILE [FILE ...]`` trains on them and leaves a run
+folder that ``train.py --resume`` exports and measures.
 
 ``train.py --teacher`` asks the teacher anew at every step, which costs a small network ten times its own work.
 """
@@ -26,7 +27,7 @@ SHARD = 20_000  # pictures a file
 AT_ONCE = 8  # shards that are mixed with one another
 BATCH = 512
 TEACHER_SHARE = 0.9
-LOST_SHARE = 0.5  # where the teacher misreads a drawn picture, whose label is true
+LOST_SHARE = 0.5  # where the teachers misread a drawn picture, whose label is true
 LOST = 3  # tenths beside the label
 SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 20_000, "system_fonts": True}
 
@@ -44,7 +45,7 @@ def zoo_settings(**changes) -> Settings:
     })  # fmt: skip
 
 
-def write_answers(store: Path, teacher_file: Path, pictures: int, part: int, parts: int) -> None:
+def write_answers(store: Path, teacher_files: list[Path], pictures: int, part: int, parts: int) -> None:
     """Writes every ``parts``-th shard from ``part`` on; what is there already stays."""
     import keras
     import tensorflow as tf
@@ -55,18 +56,20 @@ def write_answers(store: Path, teacher_file: Path, pictures: int, part: int, par
     settings = zoo_settings()
     splits = loader.load(settings)
     photographs = splits.train[splits.pool.source_ids[splits.train] == 0]
-    trained = model_files.load(teacher_file)
+    trained = [model_files.load(file) for file in teacher_files]
     # Half the numbers' width is enough for an answer, and takes two thirds of the time where the processor has it.
     keras.config.set_dtype_policy("mixed_bfloat16")
-    teacher = models.get(trained.name).build(trained.input_shape[1:], trained.output_shape[-1])
+    teachers = [models.get(one.name).build(one.input_shape[1:], one.output_shape[-1]) for one in trained]
     keras.config.set_dtype_policy("float32")
-    teacher.set_weights(trained.get_weights())
+    for teacher, one in zip(teachers, trained, strict=True):
+        teacher.set_weights(one.get_weights())
     augmentation = Augmentation(settings, name="augmentation")
 
     @tf.function
     def answer(raw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         changed = tf.round(tf.clip_by_value(augmentation(raw, training=True), 0, 255))
-        return changed, tf.nn.softmax(tf.cast(teacher(changed, training=False), tf.float32))
+        logits = [tf.cast(teacher(changed, training=False), tf.float32) for teacher in teachers]
+        return changed, tf.reduce_mean(tf.nn.softmax(logits), axis=0)
 
     for shard in range(part, pictures // SHARD, parts):
         path = store / f"{shard:05d}.npz"
@@ -115,7 +118,7 @@ def _groups(store: Path, epoch: int) -> list[list[Path]]:
 
 
 def targets(answers: np.ndarray, tenths: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """The teacher's answers with a part of the labels: (N, 100) float32. The second half of a shard is drawn."""
+    """The teachers' answers with a part of the labels: (N, 100) float32. The second half of a shard is drawn."""
     answers = answers.astype(np.float32)
     away = labels.ring_distance(answers.argmax(axis=1), tenths, labels.NB_TENTHS)
     lost = (away >= LOST) & (np.arange(len(tenths)) >= len(tenths) // 2)
@@ -123,14 +126,14 @@ def targets(answers: np.ndarray, tenths: np.ndarray, spread: np.ndarray) -> np.n
     return share * answers + (1 - share) * spread[tenths]
 
 
-def train(store: Path, architecture: str, start: Path | None, epochs: int, peak: float) -> None:
+def train(store: Path, teachers: list[Path], architecture: str, start: Path | None, epochs: int, peak: float) -> None:
     """Fits one network, and writes a run that lacks its device files."""
     import keras
 
     from utils import model_files, quantization, training
 
-    teachers = ["exported_models/zoo/high_accuracy_validator"]
-    settings = zoo_settings(learning_rate=peak, epochs=epochs, teachers=teachers, checkpoint_epochs=0)
+    names = [file.parent.as_posix() for file in teachers]
+    settings = zoo_settings(learning_rate=peak, epochs=epochs, teachers=names, checkpoint_epochs=0)
     splits, spread = loader.load(settings), labels.targets(100, settings.label_spread)
     keras.utils.set_random_seed(settings.seed)
     model = models.get(architecture).build(settings.input_shape, settings.nb_classes)
@@ -187,7 +190,7 @@ def main() -> None:
     answers, student = steps.add_parser("answers"), steps.add_parser("student")
     for one in (answers, student):
         one.add_argument("store", type=Path)
-    answers.add_argument("--teacher", type=Path, required=True, help="a .keras file")
+        one.add_argument("--teacher", type=Path, nargs="+", required=True, help=".keras files whose answers are stored")
     answers.add_argument("--pictures", type=int, default=3_000_000)
     answers.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N that run side by side")
     student.add_argument("architecture", type=models.check)
@@ -202,7 +205,8 @@ def main() -> None:
         arguments.store.mkdir(parents=True, exist_ok=True)
         write_answers(arguments.store, arguments.teacher, arguments.pictures, part - 1, parts)
     else:
-        train(arguments.store, arguments.architecture, arguments.start, arguments.epochs, arguments.rate)
+        how = arguments.start, arguments.epochs, arguments.rate
+        train(arguments.store, arguments.teacher, arguments.architecture, *how)
 
 
 if __name__ == "__main__":
