@@ -1,10 +1,10 @@
 """Trains the zoo's small networks on the answers of larger ones, without a graphics card.
 
-``python -m tests.train_zoo answers STORE --teacher FILE [FILE ...] --pictures 3000000`` writes augmented pictures, half
+``python -m tests.train_zoo answers STORE --teacher RUN [RUN ...] --pictures 3000000`` writes augmented pictures, half
 of them photographs and half drawn, with their labels and the teachers' mean answers; several may run side by side
 (``--part 1/2``).
-``python -m tests.train_zoo student STORE ARCHITECTURE --teacher FILE [FILE ...]`` trains on them and leaves a run
-folder that ``train.py --resume`` exports and measures.
+``python -m tests.train_zoo student STORE ARCHITECTURE --start FILE --epochs 4`` trains on them and leaves a run folder
+that ``train.py --resume`` exports and measures.
 
 ``train.py --teacher`` asks the teacher anew at every step, which costs a small network ten times its own work.
 """
@@ -45,7 +45,7 @@ def zoo_settings(**changes) -> Settings:
     })  # fmt: skip
 
 
-def write_answers(store: Path, teacher_files: list[Path], pictures: int, part: int, parts: int) -> None:
+def write_answers(store: Path, teachers: list[str], pictures: int, part: int, parts: int) -> None:
     """Writes every ``parts``-th shard from ``part`` on; what is there already stays."""
     import keras
     import tensorflow as tf
@@ -53,22 +53,22 @@ def write_answers(store: Path, teacher_files: list[Path], pictures: int, part: i
     from utils import model_files
     from utils.augmentation import Augmentation
 
-    settings = zoo_settings()
+    settings = zoo_settings(teachers=teachers)
+    trained = [model_files.load(file) for file in model_files.teachers(settings)]
     splits = loader.load(settings)
     photographs = splits.train[splits.pool.source_ids[splits.train] == 0]
-    trained = [model_files.load(file) for file in teacher_files]
     # Half the numbers' width is enough for an answer, and takes two thirds of the time where the processor has it.
     keras.config.set_dtype_policy("mixed_bfloat16")
-    teachers = [models.get(one.name).build(one.input_shape[1:], one.output_shape[-1]) for one in trained]
+    answering = [models.get(one.name).build(one.input_shape[1:], one.output_shape[-1]) for one in trained]
     keras.config.set_dtype_policy("float32")
-    for teacher, one in zip(teachers, trained, strict=True):
-        teacher.set_weights(one.get_weights())
+    for narrow, one in zip(answering, trained, strict=True):
+        narrow.set_weights(one.get_weights())
     augmentation = Augmentation(settings, name="augmentation")
 
     @tf.function
     def answer(raw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         changed = tf.round(tf.clip_by_value(augmentation(raw, training=True), 0, 255))
-        logits = [tf.cast(teacher(changed, training=False), tf.float32) for teacher in teachers]
+        logits = [tf.cast(narrow(changed, training=False), tf.float32) for narrow in answering]
         return changed, tf.reduce_mean(tf.nn.softmax(logits), axis=0)
 
     for shard in range(part, pictures // SHARD, parts):
@@ -84,6 +84,7 @@ def write_answers(store: Path, teacher_files: list[Path], pictures: int, part: i
             "images": np.concatenate([images.numpy().astype(np.uint8) for images, _ in made]),
             "answers": np.concatenate([answers.numpy().astype(np.float16) for _, answers in made]),
             "tenths": np.concatenate([splits.pool.tenths[chosen], drawn.tenths]),
+            "teachers": np.array(teachers),
         }
         runs.write(path, lambda partial, arrays=arrays: np.savez(partial, **arrays))
         log.info("%s written", path)
@@ -126,14 +127,15 @@ def targets(answers: np.ndarray, tenths: np.ndarray, spread: np.ndarray) -> np.n
     return share * answers + (1 - share) * spread[tenths]
 
 
-def train(store: Path, teachers: list[Path], architecture: str, start: Path | None, epochs: int, peak: float) -> None:
+def train(store: Path, architecture: str, start: Path | None, epochs: int, peak: float) -> None:
     """Fits one network, and writes a run that lacks its device files."""
     import keras
 
     from utils import model_files, quantization, training
 
-    names = [file.parent.as_posix() for file in teachers]
-    settings = zoo_settings(learning_rate=peak, epochs=epochs, teachers=names, checkpoint_epochs=0)
+    with np.load(_groups(store, 0)[0][0], allow_pickle=False) as arrays:
+        teachers = arrays["teachers"].tolist()
+    settings = zoo_settings(learning_rate=peak, epochs=epochs, teachers=teachers, checkpoint_epochs=0)
     splits, spread = loader.load(settings), labels.targets(100, settings.label_spread)
     keras.utils.set_random_seed(settings.seed)
     model = models.get(architecture).build(settings.input_shape, settings.nb_classes)
@@ -190,7 +192,7 @@ def main() -> None:
     answers, student = steps.add_parser("answers"), steps.add_parser("student")
     for one in (answers, student):
         one.add_argument("store", type=Path)
-        one.add_argument("--teacher", type=Path, nargs="+", required=True, help=".keras files whose answers are stored")
+    answers.add_argument("--teacher", nargs="+", required=True, metavar="RUN", help="as of train.py; their mean counts")
     answers.add_argument("--pictures", type=int, default=3_000_000)
     answers.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N that run side by side")
     student.add_argument("architecture", type=models.check)
@@ -205,8 +207,7 @@ def main() -> None:
         arguments.store.mkdir(parents=True, exist_ok=True)
         write_answers(arguments.store, arguments.teacher, arguments.pictures, part - 1, parts)
     else:
-        how = arguments.start, arguments.epochs, arguments.rate
-        train(arguments.store, arguments.teacher, arguments.architecture, *how)
+        train(arguments.store, arguments.architecture, arguments.start, arguments.epochs, arguments.rate)
 
 
 if __name__ == "__main__":
