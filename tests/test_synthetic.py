@@ -32,6 +32,7 @@ def clean_wheels(positions: list[float], typeface: int) -> synthetic._Wheels:
         spacing=np.full(n, 9, np.float32),
         rolls=np.ones(n, bool),
         typeface=np.full(n, typeface),
+        waves=np.zeros((n, 2, 3), np.float32),
     )
     return synthetic._Wheels(**values)
 
@@ -103,12 +104,14 @@ def test_whole_digits_stand_in_the_middle_whatever_the_typeface():
         assert 55 < len(inked) < 64, name
 
 
-@pytest.mark.parametrize("change", [{"waist": 0.16}, {"taper": 0.15}, {"belly": -0.2}])
+@pytest.mark.parametrize("change", [{"waist": 0.16}, {"taper": 0.15}, {"belly": -0.2}, {"waves": (0.1, 3, 1)}])
 def test_a_print_of_its_own_keeps_a_digits_height_and_place(change):
     """Whatever a meter's own print looks like, the label stays true."""
     names, atlas = typefaces.load(typefaces.font_files(False))
     plain = clean_wheels([float(digit) for digit in range(10)], names.index("DejaVuSans-Bold"))
-    own = dataclasses.replace(plain, **{name: np.full(10, value, np.float32) for name, value in change.items()})
+    own = dataclasses.replace(
+        plain, **{name: np.full_like(getattr(plain, name), value) for name, value in change.items()}
+    )
     masks = [synthetic._digit_mask(wheels, atlas, 100, 60) for wheels in (plain, own)]
     assert (np.abs(masks[1] - masks[0]).mean(axis=(1, 2)) > 0.005).sum() >= 8
     ends = [[np.flatnonzero(mask.max(axis=1) > 0.5)[[0, -1]] for mask in found] for found in masks]

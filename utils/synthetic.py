@@ -55,6 +55,7 @@ class _Wheels:
     taper: np.ndarray  # how much narrower a digit's foot is than in its typeface, and its top wider
     belly: np.ndarray  # how much narrower a digit's middle is than in its typeface, and top and foot wider
     slant: np.ndarray  # how far a digit leans to the right, beyond its typeface: tangent
+    waves: np.ndarray  # (N, 2, 3) of strokes that waver across and down: half digit heights, radians within one, phase
 
 
 # --- Geometry --------------------------------------------------------------------------------------------------------
@@ -77,6 +78,7 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
     digit_width = np.minimum(digit * np.where(lcd, uniform(0.7, 1.3), uniform(0.8, 1.5)) / 0.625, 1.3) * aspect
     neighbours = rng.uniform(0, 10, (n, 2)).astype(np.float32)
     whole = (rng.random((n, 2)) < 0.7) | lcd[:, None]
+    waves = rng.uniform((0, 1, 0), (0.1, 3.2, 2 * np.pi), (n, 2, 3)).astype(np.float32)
     return _Wheels(
         position=(tenths / 10 + np.where(lcd, 0, uniform(-0.045, 0.045))).astype(np.float32),
         neighbours=np.where(whole, np.floor(neighbours), neighbours),
@@ -100,6 +102,7 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
         taper=np.where(lcd, 0, uniform(-0.15, 0.15)).astype(np.float32),
         belly=np.where(lcd, 0, uniform(-0.2, 0.2)).astype(np.float32),
         slant=np.where(~lcd & (rng.random(n) < 0.15), uniform(-0.05, 0.35), 0).astype(np.float32),
+        waves=np.where(lcd[:, None, None], 0, waves),
     )
 
 
@@ -127,6 +130,7 @@ def _strip_coordinates(wheels: _Wheels, x: np.ndarray, y: np.ndarray) -> tuple[n
 def _ink(wheels: _Wheels, atlas: np.ndarray, x: np.ndarray, strip: np.ndarray, digit: np.ndarray) -> np.ndarray:
     """How much of each pixel is covered by ``digit`` at (x, strip): (N, H, W) float32, 0..1."""
     n, height, width = x.shape
+    digit = np.mod(digit, 10)
     limit = typefaces.CELL / 2 - 1
     size = per_picture(wheels.digit_height)
     down = (strip - np.rint(strip)) * per_picture(wheels.pitch) / size * typefaces.CELL_DIGIT
@@ -137,7 +141,12 @@ def _ink(wheels: _Wheels, atlas: np.ndarray, x: np.ndarray, strip: np.ndarray, d
     across += per_picture(wheels.slant) * down
     across *= 1 + per_picture(wheels.taper) * height_in_digit + per_picture(wheels.belly) * (bulge - 0.5)
     down -= per_picture(wheels.waist) * half * bulge
-    column = np.clip(across, -limit, limit) + (np.mod(digit, 10) * typefaces.CELL + typefaces.CELL / 2 - 0.5)
+    sway, lift = (
+        per_picture(most) * half * np.sin(per_picture(turn) * place / half + per_picture(phase) + 2.4 * digit)
+        for (most, turn, phase), place in zip(wheels.waves.transpose(1, 2, 0), (down, across), strict=True)
+    )
+    across, down = across + sway, down + lift * bulge  # top and foot keep their heights, and with them the label
+    column = np.clip(across, -limit, limit) + (digit * typefaces.CELL + typefaces.CELL / 2 - 0.5)
     row = np.clip(down, -limit, limit) + (per_picture(wheels.typeface) * typefaces.CELL + typefaces.CELL / 2 - 0.5)
     maps = (np.ascontiguousarray(m.reshape(n * height, width), np.float32) for m in (column, row))
     field = cv2.remap(atlas, *maps, cv2.INTER_LINEAR).reshape(x.shape)
