@@ -140,6 +140,8 @@ def test_paths_that_lead_to_no_model(tmp_path):
     unfinished = run(tmp_path, "unfinished", 1, finished=False)
     (unfinished / runs.BEST_MODEL_FILE).unlink()
     refused(unfinished, "not finished: train.py --resume", find)
+    (unfinished / runs.SETTINGS_FILE).write_text('{"fine_tuned_from": "a.keras"}')
+    refused(unfinished, "can't be resumed; start it again with --model_path a.keras", find)
 
 
 @pytest.mark.parametrize(

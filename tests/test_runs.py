@@ -62,7 +62,9 @@ def test_what_cannot_be_resumed_is_refused(tiny, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"settings": {"EPOCHS": 1}}))
     with pytest.raises(RunError, match="not the settings of a run"):
         runs.read_settings(tmp_path)
-    runs.save_settings(tmp_path, tiny(), "cnn32", "abc")
+    runs.save_settings(tmp_path, tiny(), "cnn32", "abc", fine_tuned_from="zoo/best_model.keras")
+    with pytest.raises(RunError, match=r"can't be resumed; start it again with --model_path zoo/best_model\.keras$"):
+        runs.read_settings(tmp_path)
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(RunError, match="finished"):
         runs.read_settings(tmp_path)

@@ -342,7 +342,9 @@ def _model_of(folder: Path) -> Path:
         return folder / runs.BEST_MODEL_FILE
     hint = "name a .keras file or the folder of a finished run"
     if (folder / runs.SETTINGS_FILE).is_file():
+        began = runs.fine_tuned_from(folder)
         hint = f"this run is not finished: train.py --resume {folder} goes on with it"
+        hint = runs.not_resumable(began) if began else hint
     raise ModelFileError(f"{folder}: no {runs.BEST_MODEL_FILE} in this folder; {hint}")
 
 

@@ -128,11 +128,14 @@ class Started:
 
 
 def save_settings(
-    run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str, tuned_by: dict | None = None
+    run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str, **more: dict | str | None
 ) -> None:
-    """Writes ``settings.json``: every parameter, and what ``--resume`` must find again."""
+    """Writes ``settings.json``: every parameter, and what ``--resume`` must find again.
+
+    ``more`` may hold ``tuned_by``, or ``fine_tuned_from``, the model a fine-tuning began with.
+    """
     identity = {"architecture": architecture, "data_fingerprint": data_fingerprint}
-    identity |= {"tuned_by": tuned_by} if tuned_by else {}
+    identity |= {key: value for key, value in more.items() if value}
     write_json(run_dir / SETTINGS_FILE, {**identity, "settings": json.loads(settings_module.to_json(settings))})
 
 
@@ -147,6 +150,8 @@ def read_settings(run_dir: Path) -> Started:
         raise RunError(f"{run_dir}: no run folder to resume ({SETTINGS_FILE} is missing)")
     if (run_dir / RESULTS_FILE).is_file() and without_device_files(run_dir) is None:
         raise RunError(f"{run_dir}: this run is finished, there is nothing to resume")
+    if model := fine_tuned_from(run_dir):
+        raise RunError(f"{run_dir}: {not_resumable(model)}")
     try:
         saved = json.loads(path.read_text())
         settings = settings_module.from_dict(saved["settings"])
@@ -161,6 +166,19 @@ def read_settings(run_dir: Path) -> Started:
             f" {BEST_MODEL_FILE}; train anew, or from there with START_FROM"
         )
     return started
+
+
+def fine_tuned_from(run_dir: Path) -> str | None:
+    """The model that a fine-tuning began with, None for every other folder."""
+    try:
+        return json.loads((run_dir / SETTINGS_FILE).read_text())["fine_tuned_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def not_resumable(model: str) -> str:
+    """What to do about a fine-tuning of ``model`` that was broken off."""
+    return f"a fine-tuning that was broken off can't be resumed; start it again with --model_path {model}"
 
 
 def without_device_files(run_dir: Path) -> dict | None:

@@ -128,7 +128,7 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
-    runs.save_settings(run_dir, settings, model.name, splits.fingerprint)
+    runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
     with runs.hold(run_dir):
         log.info("fine-tuning %s in %s", model_file, run_dir)
         before = {} if new_head else scoring.sets_of(old, splits)
@@ -214,7 +214,7 @@ def _run(
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
         run_dir = runs.create(architecture.name, settings, mode.label)
-        runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, options.tuned_by)
+        runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # What is measured is what is on the disk.
