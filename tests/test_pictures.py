@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.kitchen import declare, put, read, read_lines
 from utils import pictures, readers
@@ -59,6 +59,27 @@ def test_shrinking_averages_and_enlarging_interpolates(tmp_path):
     ramp = np.repeat(np.array([[0, 200]], np.uint8), 4, axis=0).repeat(2, axis=1)
     Image.fromarray(ramp).save(tmp_path / "small.png")
     assert len(np.unique(decode(tmp_path / "small.png"))) > 4
+
+
+def test_a_picture_that_was_stored_lying_is_read_as_viewers_show_it(tmp_path):
+    shown = np.zeros((43, 24, 3), np.uint8)
+    shown[:9] = 255
+    Image.fromarray(shown).save(tmp_path / "upright.png")
+    upright = decode(tmp_path / "upright.png")
+    for orientation, stored in {6: np.rot90(shown), 8: np.rot90(shown, -1), 3: np.rot90(shown, 2), 1: shown}.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for suffix in ("png", "webp"):
+            file = tmp_path / f"{orientation}.{suffix}"
+            Image.fromarray(stored).save(file, exif=exif, lossless=True)
+            assert np.array_equal(decode(file), upright)
+            assert pictures.size(str(file)) == (24, 43)
+
+
+def test_a_damaged_note_of_the_orientation_makes_no_damaged_picture(tmp_path):
+    Image.new("RGB", (24, 43), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0no TIFF")
+    assert decode(tmp_path / "a.jpg")[0, 0, 0] > 250
+    assert pictures.size(str(tmp_path / "a.jpg")) in ((24, 43), None)
 
 
 def truncated_jpeg() -> bytes:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from utils.console import progress
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MIN_SIDE, MAX_SIDE = 4, 4096  # pixels
 MAX_FILE_BYTES = 2**27
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 CHUNK = 512  # pictures one decoding task handles
 MIN_FOR_PROCESS = 5_000  # pictures that are worth the half second a process takes to start
 
@@ -166,10 +166,11 @@ def decode(path: str, height: int, width: int, channels: int) -> np.ndarray:
 
 
 def size(path: str) -> tuple[int, int] | None:
-    """Width and height of a picture file in pixels, None if its head can't be read."""
+    """Width and height of a picture file in pixels, as viewers show it, None if its head can't be read."""
     try:
         with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP")) as picture:
-            return picture.size
+            noted = picture.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in picture.info else 1
+            return picture.size[::-1] if 5 <= noted <= 8 else picture.size
     # As in decode.
     except Exception:
         return None
@@ -181,11 +182,21 @@ def _decode_rgb(path: str) -> np.ndarray:
         if not all(MIN_SIDE <= side <= MAX_SIDE for side in picture.size):
             size = f"{picture.width}x{picture.height}"
             raise PictureError(BAD_SIZE, f"{size} pixels; each side needs {MIN_SIDE} to {MAX_SIDE}")
+        picture = _upright(picture)
         if picture.mode.startswith("I"):
             grey = (np.asarray(picture).astype(np.int64).clip(0, 65535) + 128) // 257
             return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
         # Palettes with partial transparency only convert by way of RGBA.
         return np.asarray((picture.convert("RGBA") if "transparency" in picture.info else picture).convert("RGB"))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as viewers show it: a phone stores it as the sensor lay, and notes how it was held (EXIF)."""
+    try:
+        return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    # A damaged note makes no damaged picture; a damaged picture fails again when it is converted.
+    except Exception:
+        return picture
 
 
 def _content(path: str) -> bytes:
