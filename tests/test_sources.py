@@ -86,6 +86,10 @@ def test_lists_of_sources():
         (["a.png", "labels.txt"], "label_file"),
         (["3/a.png", "4.5/b.png", "NaN/c.png"], "folder_structure"),
         (["3/a.png", "4_b.png"], "filename"),
+        (["meter/3/a.png", "meter/4/b.png"], "folder_structure"),
+        (["3/a.png", "4/b.png", ".DS_Store", "readme.txt", "__MACOSX/._a.png"], "folder_structure"),
+        (["3/3.4_a.png", "4/3.8_b.png"], "filename"),
+        (["readme.txt"], "filename"),
     ],
 )
 def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):
@@ -95,6 +99,15 @@ def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):
     declared = sources.declare(tmp_path / "my meter", 7.0)
     assert declared == {"name": "my meter", "type": kind, "path": str(tmp_path / "my meter"), "weight": 7.0}
     assert DataSource.from_dict(declared, "DATA_SOURCES").type == kind
+
+
+def test_labels_of_folders_and_of_names_that_contradict_are_refused(tmp_path):
+    """One folder for each place of the counter looks like one folder a class."""
+    for name in ("1/1.4_a.png", "2/7.1_b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(SourceError, match=r"the label of 2/7.1_b.png may be 2 or what its name begins with.*type"):
+        sources.declare(tmp_path, 1.0)
 
 
 def test_a_missing_folder_is_refused(tmp_path):

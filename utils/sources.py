@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import labels
+from utils import labels, pictures
 from utils.errors import UserError
 
 MAX_COUNT = 10_000_000  # synthetic pictures
@@ -135,15 +135,11 @@ def declare(folder: Path, weight: float) -> dict[str, Any]:
     """A declaration of the folder, as what it looks like: with a ``labels.txt``, one folder a class, or named pictures.
 
     Raises:
-        SourceError: there is no such folder.
+        SourceError: there is no such folder, or its folders' names and its pictures' names are different labels.
     """
     if not folder.is_dir():
         raise SourceError(f"folder {folder} not found: give a folder with labelled pictures")
-    kind = "filename"
-    if (folder / "labels.txt").is_file():
-        kind = "label_file"
-    elif not any(child.is_file() for child in folder.iterdir()) and all(map(_is_label, folder.iterdir())):
-        kind = "folder_structure"
+    kind = "label_file" if (folder / "labels.txt").is_file() else _kind_by_names(folder)
     return {"name": folder.resolve().name or "new", "type": kind, "path": str(folder), "weight": weight}
 
 
@@ -160,12 +156,27 @@ def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[
     return [*declared, {**entry, "name": name}], name
 
 
-def _is_label(path: Path) -> bool:
+def _kind_by_names(folder: Path) -> str:
+    files = [Path(file.name) for file in pictures.walk(str(folder))]
+    by_folder = _read_all(labels.parse, [file.parent.name for file in files])
+    by_name = _read_all(labels.parse_file_name, [file.name for file in files])
+    if by_folder and not by_name:
+        return "folder_structure"
+    for file, one, other in zip(files, by_folder, by_name, strict=False):
+        if one and other and labels.ring_distance(one.tenths, other.tenths, labels.NB_TENTHS) >= 10:
+            raise SourceError(
+                f"folder {folder}: the label of {file} may be {file.parent.name} or what its name begins with; list the"
+                ' folder in DATA_SOURCES in parameters.py, "type" being "folder_structure" or "filename"'
+            )
+    return "filename"
+
+
+def _read_all(parse: Callable[[str], labels.Label | None], names: list[str]) -> list[labels.Label | None]:
+    """The names as labels; an empty list where one of them is none."""
     try:
-        labels.parse(path.name)
+        return [parse(name) for name in names]
     except labels.LabelError:
-        return False
-    return True
+        return []
 
 
 def _check_keys(d: dict[str, Any], where: str) -> None:
