@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import models
-from utils import evaluation, fine_tuning, loader
+from utils import evaluation, fine_tuning, loader, session
+from utils.fake_quant import QuantizationError
 from utils.fine_tuning import FineTuningError
 from utils.plans import Plan
 
@@ -140,6 +141,18 @@ def test_learns_the_meter_and_keeps_the_rest(known):
     assert right(teacher, new) < 0.6
     assert right(model, new) > 0.95
     assert right(model, old) > right(teacher, old) - 0.1
+
+
+def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path):
+    path, settings, splits = known
+    model = load(path)
+    next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)).activation = keras.activations.tanh
+    foreign = tmp_path / "foreign.keras"
+    model.save(foreign)
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "runs"))
+    with pytest.raises(QuantizationError, match=f"^{foreign}: layer .*activation.*--set QUANTIZE_MODEL=False"):
+        session.fine_tune(foreign, Plan(new=("meter",)), settings, splits)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_new_head_keeps_the_features():

@@ -123,6 +123,19 @@ def quantize(model: keras.Model, calibration: np.ndarray) -> keras.Model:
     return quantized
 
 
+def check(model: keras.Model, file: str) -> None:
+    """Refuses what :func:`quantize` would, so before it is trained. ``file`` is where the model lies, for the message.
+
+    Raises:
+        QuantizationError: a layer that can't be quantised.
+    """
+    try:
+        _plan(model)
+    except QuantizationError as error:
+        hint = "fine-tune.py with --set QUANTIZE_MODEL=False makes the float files alone"
+        raise QuantizationError(f"{file}: {error}; {hint}") from error
+
+
 def ranges(quantized: keras.Model) -> dict[str, tuple[float, float]]:
     """Low and high end of every activation range, by name, as the file will have them."""
     found = {layer.name: layer for layer in quantized.layers if isinstance(layer, ActivationRange)}

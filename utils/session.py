@@ -20,6 +20,7 @@ from utils import (
     deployment,
     devices,
     evaluation,
+    fake_quant,
     fine_tuning,
     loader,
     model_files,
@@ -114,7 +115,7 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
         splits: as :func:`loader.load` made them with ``plan.new``.
 
     Raises:
-        ModelFileError, FineTuningError: the model, or what is asked of it, doesn't fit.
+        ModelFileError, FineTuningError, QuantizationError: the model, or what is asked of it, doesn't fit.
     """
     started = time.monotonic()
     targets.check(settings)
@@ -127,6 +128,8 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
+    if mode.int8:
+        fake_quant.check(model, str(model_file))
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
     runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
     with runs.hold(run_dir):
