@@ -241,6 +241,12 @@ def test_real_pictures_split_without_leak(tiny, real_data):
         assert not seen & clusters_of(splits, part)
 
 
+def test_new_pictures_alone_are_refused(tiny, picture_folder):
+    new = source(picture_folder("new", {"a": 60}), "new")
+    with pytest.raises(loader.DataError, match="no pictures but the new ones: list there what the model was trained"):
+        loader.load(tiny(data_sources=[new]), ["new"])
+
+
 @pytest.mark.parametrize(("aside_from", "aside"), [(61, 0), (60, 18)])
 def test_new_pictures_are_learnt_but_for_what_is_kept_aside(tiny, picture_folder, aside_from, aside):
     new = source(picture_folder("new", {"a": 60}), "new", weight=2.0)

@@ -65,7 +65,8 @@ def test_folders_that_are_no_class_are_bad_labels(folder, name):
 def test_whole_digit_sources_need_to_say_so(folder):
     put(folder / "3/a.png")
     put(folder / "7/a.png")
-    with pytest.raises(SourceError, match=r'kitchen.*add "whole_digits": True.*can only train NB_CLASSES = 10'):
+    wanted = r'kitchen.*list the folder in DATA_SOURCES in parameters.py with "whole_digits": True; .*NB_CLASSES = 10'
+    with pytest.raises(SourceError, match=wanted):
         read(folder, "folder_structure")
     assert read(folder, "folder_structure", whole_digits=True).tenths.tolist() == [30, 70]
     assert read(folder, "folder_structure", nb_classes=10).tenths.tolist() == [30, 70]
@@ -124,6 +125,11 @@ def test_contradicting_lines_are_both_named(folder):
     [
         ("gone.png 3.4", "labels.txt line 2: missing picture: gone.png"),
         ("hall 3.4", "labels.txt line 2: missing picture: hall"),
+        (
+            "a.png,3.4",
+            "missing picture: a.png,3.4 is neither beside it nor in images/; a line needs the picture's name,",
+        ),
+        ("a.png; 3.4", "nor in images/; a line needs the picture's name, a tab and the label"),
         ("a.png", "labels.txt line 2: bad label: label ''"),
         ("b.png 12", "labels.txt line 2: bad label: label '12'"),
         ("\0.png 3.4", "labels.txt line 2: missing picture"),

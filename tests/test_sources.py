@@ -1,3 +1,4 @@
+import argparse
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,10 @@ def test_a_new_folder_is_appended_under_a_free_name(tmp_path):
     assert name == "kitchen-3"
     assert declared[:2] == listed
     assert declared[2]["name"] == "kitchen-3"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "20000"])
+def test_a_weight_that_no_source_may_have_is_no_argument(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="above 0, up to 10,000"):
+        sources.weight(text)
+    assert sources.weight("300") == 300.0

@@ -105,6 +105,10 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     drawn = [i for i, source in enumerate((*used, *tested)) if source.type == "synthetic"]
     clusters = exact if settings.split_by == "image" else _clusters(pool, exact, drawn)
     is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
+    if is_new.all():
+        raise DataError(
+            "DATA_SOURCES has no pictures but the new ones: list there what the model was trained on, or synthetic ones"
+        )
     parts = _split(pool, own[~is_new], clusters, settings)
     aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, settings.seed)
     parts["train"] = np.concatenate([parts["train"], learnt])

@@ -130,7 +130,8 @@ def _error(source: DataSource, text: str) -> SourceError:
 def _mend(source: DataSource, key: str = "path") -> str:
     if source.parameter.startswith("--"):
         return f"give another folder to {source.parameter}"
-    return f'mend its "{key}" in {source.parameter} in parameters.py'
+    given = "" if source.parameter == "TEST_SOURCES" or key != "path" else ", or give another folder where you gave it"
+    return f'mend its "{key}" in {source.parameter} in parameters.py{given}'
 
 
 def _judge(source: DataSource, problems: list[Problem], total: int) -> None:
@@ -145,7 +146,7 @@ def _check_tenths(source: DataSource, entries: list[Entry], nb_classes: int) -> 
         raise _error(
             source,
             f"none of its {len(entries)} labels has a tenth (3.0), all are digits (3). If the display only ever shows "
-            f'whole digits (LCD), add "whole_digits": True to it in {source.parameter} in parameters.py; '
+            f'whole digits (LCD), list the folder in {source.parameter} in parameters.py with "whole_digits": True; '
             "otherwise these pictures can only train NB_CLASSES = 10",
         )
 
@@ -192,7 +193,9 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
         # No file can be called \0, not even to find out where it lies.
         file = None if "\0" in name else _locate(source, root, where, name, resolve)
         if file is None:
-            yield Problem(where, MISSING, f"{name} is neither beside it nor in images/")
+            joined = not label or name.endswith((",", ";"))
+            hint = "; a line needs the picture's name, a tab and the label" if joined else ""
+            yield Problem(where, MISSING, f"{name} is neither beside it nor in images/{hint}")
             continue
         folder = file.name.removeprefix("images/").rpartition("/")[0]
         found = _labelled(file, folder or source.name, where, label)

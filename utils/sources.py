@@ -1,5 +1,6 @@
 """Data sources as declared in parameters.py, and what reading one gives."""
 
+import argparse
 import difflib
 import itertools
 import os
@@ -141,6 +142,14 @@ def declare(folder: Path, weight: float) -> dict[str, Any]:
         raise SourceError(f"folder {folder} not found: give a folder with labelled pictures")
     kind = "label_file" if (folder / "labels.txt").is_file() else _kind_by_names(folder)
     return {"name": folder.resolve().name or "new", "type": kind, "path": str(folder), "weight": weight}
+
+
+def weight(text: str) -> float:
+    """An argument's value that a new source may have as its weight."""
+    value = float(text)
+    if not 0 < value <= MAX_WEIGHT:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0, up to {MAX_WEIGHT:,}")
+    return value
 
 
 def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
