@@ -97,11 +97,14 @@ def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
         ("uint8", 1 / 128, 128, 0, 255),
         ("uint8", 1.0, 0, 0, 255),
         ("uint8", 0.98, 2, 2, 255),
-        ("int16", 1 / 32768, 0, -32768, 32767),
+        ("int16", 255 / 32767, 0, 0, 32767),
+        ("int16", 1 / 32767, 0, 0, 32767),
     ],
 )
 def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, dark, bright):
-    encoded = encodings.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point), PIXELS)
+    tensor = TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point)
+    said = None if dtype == "float32" else encodings.fitting(tensor)
+    encoded = encodings.encode(tensor, PIXELS, said or encodings.likeliest(tensor))
     assert (encoded.dtype, encoded.shape) == (dtype, PIXELS.shape)
     assert (encoded.min(), encoded.max()) == (dark, bright)
     assert (np.diff(encoded.ravel().astype(int)) >= 0).all()
@@ -110,7 +113,36 @@ def test_pixels_are_encoded_by_scale_and_zero_point(dtype, scale, zero_point, da
 @pytest.mark.parametrize(("dtype", "scale"), [("int8", 0.5), ("int8", 100.0), ("int32", 1.0), ("int8", 0.0)])
 def test_inputs_that_take_no_pixels(dtype, scale):
     with pytest.raises(EncodingError):
-        encodings.encode(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0), PIXELS)
+        encodings.fitting(TensorFacts("x", (1, 16, 16, 1), dtype, scale, 0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "name"),
+    [
+        ("int8", -0.69, 0.99, "-1..1"),
+        ("int8", -1, 0.3, "-1..1"),
+        ("uint8", 0, 0.7, "0..1"),
+        ("uint8", 0, 190, "0..255"),
+        ("uint8", 0, 0.4, None),
+        ("int8", 0, 3, None),
+        ("int8", -2.2, 2.6, None),
+        ("int16", -255, 255, "0..255"),
+        ("int16", -1, 1, None),
+        ("int16", -0.8, 0.8, None),
+    ],
+)
+def test_dim_pictures_hide_a_part_of_the_range(dtype, low, high, name):
+    """An input reaches as far as the pictures it was calibrated on; of 16 bits as far below zero."""
+    ends = np.iinfo(dtype)
+    scale = high / 32767 if dtype == "int16" else (high - low) / 255
+    zero_point = 0 if dtype == "int16" else round(ends.min - low / scale)
+    tensor = TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point)
+    try:
+        found = encodings.fitting(tensor)
+    except EncodingError:
+        found = None
+        assert high > 1
+    assert (found and found.name) == name
 
 
 def test_a_run_folder_is_the_file_it_recommends(tmp_path):

@@ -13,9 +13,11 @@ from utils.errors import UserError
 from utils.tflite_file import FileFacts, First, TensorFacts
 
 NOT_READABLE = "N"
-RANGE_TOLERANCE = 0.1  # share of the input type's values by which the ends of a range may be off
+RANGE_TOLERANCE = 0.1  # share of a range by which the input's values may reach beyond it
+LEAST_FILLED = 0.6  # share of a range that they cover; a file calibrated on dim pictures doesn't cover it all
 # Above it a factor can't bring pixels 0..255 near 1, and below it a shift is none of raw pixels.
 LARGEST_FACTOR = 0.1
+RAW_LIMIT = 2.0  # what is larger can only be a pixel of 0..255
 SMALLEST_SHIFT = 2.0
 OUTPUTS = {2: "sine and cosine", 10: "digits", 11: "digits and N", labels.NB_TENTHS: "tenths"}
 
@@ -45,28 +47,56 @@ TRIED = (RAW, PIXEL_RANGES[1], PIXEL_RANGES[3])  # the two kinds of -1..1 differ
 def pixel_range(facts: FileFacts) -> PixelRange | None:
     """The range that a TFLite file takes, None if it doesn't say.
 
-    Integers say it by their scale and zero point. A float input says it where it is quantised at once, or where the
-    first operator scales or shifts what can only be raw pixels (a rescaling or a batch normalisation).
+    Integers of 8 bits say it by their scale and zero point, those of 16 bits tell raw pixels from all others. A float
+    input says it where it is quantised at once, or where the first operator scales or shifts what can only be raw
+    pixels (a rescaling or a batch normalisation).
 
     Raises:
         EncodingError: an unknown type, or a scale that fits none of the ranges.
     """
     if facts.input.dtype != "float32":
-        return _fitting(facts.input)
+        return fitting(facts.input)
     return None if facts.first is None else _of_first(facts.first)
 
 
-def encode(tensor: TensorFacts, images: np.ndarray, pixels: PixelRange | None = None) -> np.ndarray:
-    """Pixels (N, H, W, C) uint8 as an input takes them: in the range ``pixels``, by default the one its scale fits.
-
-    A float input gets the pixel itself by default.
+def fitting(tensor: TensorFacts) -> PixelRange | None:
+    """The range that an integer input's values cover, None where it may be one or the other.
 
     Raises:
         EncodingError: an unknown type, or a scale that fits none of the ranges.
     """
+    if tensor.scale is None and tensor.dtype in ("int8", "uint8"):
+        return RAW
+    if tensor.dtype not in ("int8", "uint8", "int16") or tensor.scale is None or not tensor.scale > 0:
+        raise EncodingError(f"the model's input is {tensor.dtype}; float32, int8, uint8 and int16 are understood")
+    low, high = _ends(tensor)
+    found = []
+    for pixels in PIXEL_RANGES:
+        first, last = _table(pixels)[[0, -1]]
+        if tensor.dtype == "int16":
+            # Always as far below zero as above it, so that the lower end says nothing.
+            first, last, low = 0.0, 1.0 if last <= 1 else last, 0.0
+        beyond = max(first - low, high - last) / (last - first)
+        if beyond <= RANGE_TOLERANCE and high - low >= LEAST_FILLED * (last - first):
+            found.append((abs(first - low) + abs(last - high), pixels))
+    # Small numbers may be any dim part of 0..1 or -1..1.
+    if not found and max(-low, high) > 1 + RANGE_TOLERANCE:
+        raise EncodingError(f"the input's scale {tensor.scale:g} and zero point {tensor.zero_point} fit no pixels")
+    alike = len({pixels.name for _, pixels in found}) == 1
+    return min(found, key=lambda item: item[0])[1] if alike else None
+
+
+def likeliest(tensor: TensorFacts) -> PixelRange:
+    """What to assume of an input that doesn't say its range: raw pixels if it has numbers as large as these."""
+    if tensor.scale is None or tensor.dtype == "float32" or _ends(tensor)[1] > RAW_LIMIT:
+        return RAW
+    return TRIED[1]
+
+
+def encode(tensor: TensorFacts, images: np.ndarray, pixels: PixelRange) -> np.ndarray:
+    """Pixels (N, H, W, C) uint8 as an input takes them, if the network was fed with the range ``pixels``."""
     if tensor.dtype == "float32":
-        return _table(pixels or RAW).astype(np.float32)[images]
-    pixels = pixels or _fitting(tensor)
+        return _table(pixels).astype(np.float32)[images]
     if tensor.scale is None:
         return micro.encode(images, tensor.dtype)
     ends = np.iinfo(tensor.dtype)
@@ -119,24 +149,16 @@ def _around(outputs: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _fitting(tensor: TensorFacts) -> PixelRange:
-    if tensor.scale is None and tensor.dtype in ("int8", "uint8"):
-        return RAW
-    if tensor.dtype not in ("int8", "uint8", "int16") or tensor.scale is None or not tensor.scale > 0:
-        raise EncodingError(f"the model's input is {tensor.dtype}; float32, int8, uint8 and int16 are understood")
+def _ends(tensor: TensorFacts) -> tuple[float, float]:
+    """The smallest and the largest number that an integer input can stand for."""
     ends = np.iinfo(tensor.dtype)
-    tables = [_quantised(tensor, pixels) for pixels in PIXEL_RANGES]
-    misses = [abs(table[0] - ends.min) + abs(table[-1] - ends.max) for table in tables]
-    best = int(np.argmin(misses))
-    if misses[best] > RANGE_TOLERANCE * (ends.max - ends.min):
-        raise EncodingError(f"the input's scale {tensor.scale:g} and zero point {tensor.zero_point} fit no pixels")
-    return PIXEL_RANGES[best]
+    return (ends.min - tensor.zero_point) * tensor.scale, (ends.max - tensor.zero_point) * tensor.scale
 
 
 def _of_first(first: First) -> PixelRange | None:
     if first.operator == "QUANTIZE":
         try:
-            return _fitting(first.output)
+            return fitting(first.output)
         except EncodingError:
             return None
     if first.constant is None:

@@ -66,15 +66,15 @@ class _Opened(NamedTuple):
 def load(path: Path | None, output_dir: Path, pixels: PixelRange | None = None) -> Recognizer:
     """The model of a file or a run folder, for None of the newest finished run.
 
-    Of a run folder it is the file that ``results.json`` recommends, else the best Keras model. A float input that
-    doesn't say which range it takes gets ``pixels``, by default 0..255.
+    Of a run folder it is the file that ``results.json`` recommends, else the best Keras model. An input that doesn't
+    say which range it takes gets ``pixels``, by default the likeliest, which for floats is 0..255.
 
     Raises:
         UserError: nothing there, no model, an unsafe one, or one that reads no digits.
     """
     file = _find(path, output_dir)
     try:
-        opened = _kind(file)(file, pixels or RAW)
+        opened = _kind(file)(file, pixels)
         names = encodings.names(opened.nb_outputs)
     except OSError as error:
         raise RecognizerError(f"{file}: cannot be read ({error.strerror})") from error
@@ -149,7 +149,7 @@ def _output_count(shape: tuple[int, ...]) -> int:
     return shape[-1]
 
 
-def _kind(file: Path) -> Callable[[Path, PixelRange], _Opened]:
+def _kind(file: Path) -> Callable[[Path, PixelRange | None], _Opened]:
     # Opening a pipe would wait for a writer.
     if not file.is_file() or file.stat().st_size > model_files.MAX_BYTES:
         raise RecognizerError(f"{file}: no regular file, or one larger than {model_files.MAX_BYTES:,} bytes")
@@ -170,7 +170,7 @@ def _kind(file: Path) -> Callable[[Path, PixelRange], _Opened]:
     raise RecognizerError(f"{file}: this is no model; a .keras, .tflite or .espdl file or a run folder is needed")
 
 
-def _keras(file: Path, assumed: PixelRange) -> _Opened:
+def _keras(file: Path, assumed: PixelRange | None) -> _Opened:
     model_files.check(file)
     # A training beside this needs the GPU's memory, too.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -179,7 +179,7 @@ def _keras(file: Path, assumed: PixelRange) -> _Opened:
     model = model_files.load(file, foreign=True)
     identity = model_files.identity(model)
     known = model_files.takes_raw_pixels(model)
-    pixels = RAW if known else assumed
+    pixels = RAW if known or assumed is None else assumed
     last = model_files.output_kind(model)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
@@ -192,14 +192,14 @@ def _keras(file: Path, assumed: PixelRange) -> _Opened:
                    lambda image: lambda: probabilities(image))  # fmt: skip
 
 
-def _tflite(file: Path, assumed: PixelRange) -> _Opened:
+def _tflite(file: Path, assumed: PixelRange | None) -> _Opened:
     content = file.read_bytes()
     facts = tflite_file.read(content)
     shape, nb_outputs = _picture_shape(facts.input.shape), _output_count(facts.output.shape)
     if max(math.prod(node.output_shape) for node in facts.nodes) > model_files.MAX_TENSOR_ELEMENTS:
         raise RecognizerError(f"one step makes more than {model_files.MAX_TENSOR_ELEMENTS:,} values of a picture")
     known = encodings.pixel_range(facts)
-    pixels = known or assumed
+    pixels = known or assumed or encodings.likeliest(facts.input)
     last = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}.get(facts.last_operator, "logits")
 
     def probabilities(images: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def _tflite(file: Path, assumed: PixelRange) -> _Opened:
     return _Opened(shape, nb_outputs, probabilities, about, prepare)
 
 
-def _espdl(file: Path, _: PixelRange) -> _Opened:
+def _espdl(file: Path, _: PixelRange | None) -> _Opened:
     model = espdl_file.read(file.read_bytes())
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise RecognizerError("the ESP-DL file has several inputs or outputs; one is supported")
