@@ -1,12 +1,15 @@
 """Reads pictures of digits with a trained model: the reading and how sure the model is of it."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from utils import console, prediction, recognizers
 from utils import settings as settings_module
 from utils.errors import exit_code
+
+log = logging.getLogger("predict")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -27,6 +30,10 @@ def predict(arguments: argparse.Namespace) -> int:
     files = prediction.find_pictures(arguments.pictures, without=arguments.save)
     model = recognizers.load(arguments.model, Path(settings.output_dir))
     threshold = next(x for x in (arguments.threshold, model.threshold, prediction.THRESHOLD) if x is not None)
+    if not model.facts.known:
+        log.warning(
+            "%s does not say which numbers stand for pixels; %s is assumed", model.file, model.facts.pixels.name
+        )
     readings = prediction.read(model, files)
     if arguments.json:
         print("\n".join(map(prediction.as_json, readings)))

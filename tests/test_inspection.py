@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import foreign_files
 from tests.kitchen import put
-from utils import inspection, inspection_page, markup, pictures, synthetic
+from utils import inspection, inspection_page, markup, pictures, recognizers, synthetic
 from utils.inspection import KINDS, Inspected, Inspection
 from utils.recognizers import Recognizer
 from utils.sources import SourceError
@@ -155,6 +156,21 @@ def test_a_model_that_disagrees_confidently(folder, model, label, suspicious):
     inspected = inspection.inspect([folder], model)
     assert "suspicious" in inspected.kinds
     assert bool(inspection.of_kind(inspected.found, "suspicious")) == suspicious
+
+
+def test_a_model_that_hides_its_range_accuses_no_label(tmp_path):
+    """It takes 0..1, which its file does not say; fed with 0..255 it reads 0 everywhere, and is sure of it."""
+    folder = tmp_path / "meter"
+    folder.mkdir()
+    for tenths, image in zip(foreign_files.TENTHS, foreign_files.pictures(), strict=True):
+        Image.fromarray(image).save(folder / f"{tenths / 10:.1f}_x.png")
+    file = tmp_path / "a.tflite"
+    file.write_bytes(foreign_files.as_float(foreign_files.picky(0.0)))
+    model = recognizers.load(file, tmp_path)
+    assert not model.facts.known
+    found = inspection.inspect([folder], model).found
+    assert len(found) == len(foreign_files.TENTHS)
+    assert inspection.of_kind(found, "suspicious") == []
 
 
 def test_doubtful_labels_come_surest_first():

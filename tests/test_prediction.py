@@ -115,6 +115,24 @@ def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):
     assert prediction.find_pictures(folder, without=folder / "unsure") == before
 
 
+def test_pictures_are_saved_above_their_folder_but_not_in_it(tmp_path):
+    folder = folder_of(tmp_path)
+    assert prediction.find_pictures(folder, without=tmp_path) == prediction.find_pictures(folder)
+    with pytest.raises(PredictionError, match=f"^{folder}: --save names the folder of the pictures themselves"):
+        prediction.find_pictures(folder, without=folder / "a" / "..")
+
+
+def test_a_copy_that_fails_leaves_no_empty_picture(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    picture = put(tmp_path / "x.png")
+    monkeypatch.setattr(prediction.shutil, "copyfile", full)
+    with pytest.raises(PredictionError, match=r"cannot save pictures there \(No space left"):
+        saved(tmp_path, [Reading(picture, 3, "3", 0.1)])
+    assert os.listdir(tmp_path / "out") == []
+
+
 def test_nothing_is_overwritten_not_even_through_a_link(tmp_path):
     picture = put(tmp_path / "x.png")
     (tmp_path / "out").mkdir()

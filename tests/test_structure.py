@@ -32,11 +32,11 @@ LAYERS = {
         *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
     6: [
-        *("utils.espdl_deployment", "utils.fine_tuning", "utils.prediction", "utils.inspection"),
+        *("utils.espdl_deployment", "utils.fine_tuning", "utils.prediction"),
         *("utils.report_sections", "utils.measuring", "utils.scoring", "utils.temperature"),
     ],
-    7: ["utils.deployment", "utils.inspection_page", "utils.report_page", "utils.comparison"],
-    8: ["utils.session", "utils.benchmark", "utils.benchmark_report"],
+    7: ["utils.deployment", "utils.inspection", "utils.report_page", "utils.comparison"],
+    8: ["utils.session", "utils.benchmark", "utils.benchmark_report", "utils.inspection_page"],
     9: ["utils.retraining", "utils.tuning"],
     10: ["train", "fine-tune", "retrain", "predict", "tuner", "benchmark", "report"],
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import console, labels, markup, pictures, readers, recognizers, sources, twins
+from utils import console, labels, markup, measuring, pictures, readers, recognizers, sources, twins
 from utils.readers import Entry
 from utils.recognizers import Recognizer
 from utils.sources import DataSource
@@ -178,6 +178,7 @@ def _read(source: DataSource, model: Recognizer | None) -> list[Inspected]:
             one.image, one.size = images[number], pictures.size(os.path.join(root, entry.file.name))
         found.append(one)
     if model:
+        model = _in_its_range(model, source, good, found)
         own = images
         if model.input_shape != SHAPE:
             own, _ = pictures.load(source.name, root, [entry.file for entry in good], model.input_shape)
@@ -188,6 +189,17 @@ def _read(source: DataSource, model: Recognizer | None) -> list[Inspected]:
             place = os.path.join(source.path, problem.where)
             found.append(Inspected(source.name, place, findings={kind: f"{problem.reason}: {problem.detail}"}))
     return found
+
+
+def _in_its_range(model: Recognizer, source: DataSource, entries: list[Entry], found: list[Inspected]) -> Recognizer:
+    """The model, fed with the range of numbers with which it reads most labels, where its file doesn't say which."""
+    usable = [number for number, one in enumerate(found) if one.image is not None and one.tenths is not None]
+    if model.facts is None or model.facts.known or not usable:
+        return model
+    files = [entries[number].file for number in usable]
+    images, _ = pictures.load(source.name, os.path.abspath(source.path), files, (*model.input_shape[:2], 3))
+    pixels = measuring.best_range(model.file, images, np.array([found[number].tenths for number in usable]))
+    return recognizers.load(model.file, Path(), pixels)
 
 
 def _inspected(source: DataSource, entry: Entry) -> Inspected:

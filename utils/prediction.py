@@ -40,21 +40,24 @@ class Reading:
 
 
 def find_pictures(path: Path, without: Path | None = None) -> list[Path]:
-    """The picture itself, or all pictures below a folder but those below ``without``.
+    """The picture itself, or all pictures below a folder but those in ``without``, a folder below it.
 
     Raises:
-        PredictionError: nothing there, or no picture in the folder.
+        PredictionError: nothing there, no picture in the folder, or the folder is ``without`` itself.
     """
     if not path.is_dir():
         if not os.path.lexists(path):
             raise PredictionError(f"{path}: no such file or folder; give a picture or a folder with pictures")
         return [path]
     left_out = without.resolve() if without else None
+    if left_out == path.resolve():
+        raise PredictionError(f"{path}: --save names the folder of the pictures themselves; name another")
     try:
         found = [path / file.name for file in sorted(pictures.walk(str(path)))]
     except OSError as error:
         raise PredictionError(f"{path}: cannot be listed ({error.strerror})") from error
-    found = [file for file in found if left_out is None or left_out not in file.resolve().parents]
+    if left_out and path.resolve() in left_out.parents:
+        found = [file for file in found if left_out not in file.resolve().parents]
     if not found:
         raise PredictionError(f"{path}: no picture ({' '.join(pictures.EXTENSIONS)}) found in this folder")
     return found
@@ -153,5 +156,10 @@ def _copy(source: Path, folder: Path, name: str) -> Path:
             target.touch(exist_ok=False)
         except FileExistsError:
             continue
-        runs.write(target, lambda partial: shutil.copyfile(source, partial))
+        try:
+            runs.write(target, lambda partial: shutil.copyfile(source, partial))
+        except BaseException:
+            # The name alone would look like a damaged picture.
+            target.unlink()
+            raise
         return target
