@@ -38,6 +38,7 @@ def test_every_chip_has_a_project():
         (["esp8266"], "ESP_DL_TARGETS: unknown target 'esp8266': known are esp32, esp32s3, esp32p4"),
         ([], "ESP_DL_TARGETS is empty"),
         ([32], "unknown target 32"),
+        ([["x"]], "unknown target"),
     ],
 )
 def test_wrong_targets_are_refused(installed, targets, reason):

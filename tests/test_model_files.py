@@ -604,3 +604,20 @@ def test_a_model_of_other_classes_declares_its_pictures_alone(tmp_path):
     outputs = keras.layers.Dense(7)(keras.layers.Flatten()(image))
     keras.Model(image, outputs).save(tmp_path / "a.keras")
     assert model_files.declared(tmp_path / "a.keras") == {"input_height": 32, "input_width": 20, "input_channels": 3}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["x"], "its description of the layers is damaged"),
+        ([{"class_name": "InputLayer"}], "its description of the layers is damaged"),
+        ([{"class_name": "InputLayer", "config": 5}], "its description of the layers is damaged"),
+        ([{"class_name": "InputLayer", "config": {"batch_shape": [None, 600, 600, 3]}}], "INPUT_HEIGHT = 600"),
+        ([{"class_name": "InputLayer", "config": {"batch_shape": [None, "a", 20, 3]}}], "INPUT_HEIGHT = 'a'"),
+        ([{"class_name": "InputLayer", "config": {"batch_shape": [None, 32, 20, 4]}}], "INPUT_CHANNELS = 4"),
+    ],
+)
+def test_a_model_that_declares_nonsense_is_named(tmp_path, monkeypatch, layers, message):
+    monkeypatch.setattr(model_files, "_read", lambda path: (json.dumps({"config": {"layers": layers}}), {}, {}))
+    with pytest.raises(ModelFileError, match=f"^{tmp_path}/a.keras: .*{message}"):
+        model_files.declared(tmp_path / "a.keras")

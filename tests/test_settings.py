@@ -85,12 +85,22 @@ def test_set_takes_literals_and_bare_text(assignment, field, value):
         ("INPUT_CHANNELS=2", "INPUT_CHANNELS = 2: accepted are 1, 3"),
         ("TEST_SHARE=0.6", "TEST_SHARE = 0.6: accepted are 0..0.5"),
         ("DATA_SOURCES=__import__('os')", "no Python literal of type list"),
+        ("TUNER_AXES={[]: 1}", "is no Python literal of type dict"),
+        ("EPOCHS=1" + "0" * 400, "accepted are 1..100000"),
+        ("LEARNING_RATE=1" + "0" * 400, "LEARNING_RATE = inf"),
         ("SEED=" + "(" * 300 + ")" * 300, "SEED"),
     ],
 )
 def test_set_refuses_with_the_name_and_what_is_accepted(assignment, message):
     with pytest.raises(SettingsError, match=message.replace("(", r"\(").replace(")", r"\)")):
         parse_assignments([assignment])
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = load(output_dir="~/runs", start_from="~/a.keras", teachers=["~/b.keras", "~nosuch/c.keras"])
+    assert (settings.output_dir, settings.start_from) == ("/home/me/runs", "/home/me/a.keras")
+    assert settings.teachers == ["/home/me/b.keras", "~nosuch/c.keras"]
 
 
 def test_parameters_that_contradict_each_other_are_refused():

@@ -35,6 +35,8 @@ def test_declaration_and_its_defaults():
         ({"weight": "2"}, "\"weight\" is '2'"),
         ({"path": ""}, "\"path\" is ''; accepted is a folder's path"),
         ({"path": 3}, '"path" is 3'),
+        ({"path": None}, '"path" is None'),
+        ({"type": "label_file", "labels": "a\0"}, '"labels" is'),
         ({"name": " "}, "\"name\" is ' '"),
         ({"augmented": 1}, '"augmented" is 1; accepted is True or False'),
         ({"whole_digits": "yes"}, "\"whole_digits\" is 'yes'"),
@@ -45,6 +47,17 @@ def test_declarations_that_are_refused(change, message):
         DataSource.from_dict({"name": "kitchen", "type": "filename", "path": "x", **change}, "TEST_SOURCES")
     assert message in str(error.value)
     assert "TEST_SOURCES in parameters.py" in str(error.value)
+
+
+def test_a_tilde_is_the_home_folder_where_there_is_such_a_user(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = [DataSource.from_dict({"name": "k", "type": "filename", "path": p}, "X").path for p in ("~/x", "~nosuch/x")]
+    assert paths == [Path("/home/me/x"), Path("~nosuch/x")]
+
+
+def test_a_wrong_declaration_is_named_before_a_folder_is_added(tmp_path):
+    with pytest.raises(SourceError, match='"path" is None'):
+        sources.with_source([{"name": "x", "type": "filename", "path": None}], sources.declare(tmp_path, 1.0))
 
 
 @pytest.mark.parametrize("count", [0, -1, 10_000_001, 1.0, True, "5", None])

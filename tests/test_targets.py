@@ -31,6 +31,7 @@ def test_names_that_leave_the_folder_are_refused():
     ("overrides", "message"),
     [
         ({"deploy_targets": ["arduino"]}, "unknown target 'arduino': known are tflite_micro"),
+        ({"deploy_targets": [["x"]]}, r"unknown target \['x'\]"),
         ({"quantized_io_type": "float32"}, "QUANTIZED_IO_TYPE = 'float32': tflite_micro .* takes int8 or uint8"),
         (
             {"deploy_targets": ["ai_on_the_edge"]},

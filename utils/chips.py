@@ -52,7 +52,8 @@ def check(settings: Settings) -> None:
     if not settings.esp_dl_targets:
         raise SettingsError(f"ESP_DL_TARGETS is empty: give at least one of {', '.join(CHIPS)}")
     for name in settings.esp_dl_targets:
-        if name not in CHIPS:
+        # A list, as an unhashable name can't be looked up in the dict.
+        if name not in list(CHIPS):
             raise SettingsError(f"ESP_DL_TARGETS: unknown target {name!r}: known are {', '.join(CHIPS)}")
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if missing and sys.version_info >= (3, 13):

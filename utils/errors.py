@@ -1,5 +1,7 @@
 """The one kind of error that is the user's to mend, and how an entry script ends with it."""
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,13 +13,27 @@ class UserError(Exception):
 def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     """What an entry script ends with: the exit code of ``work``, 2 for the user's error, 130 for Ctrl-C.
 
+    What the operating system refuses is the user's to mend as well: rights, a full disk, a name that is too long.
+
     Args:
         door: name of the script, for messages.
         work: does it all.
         interrupted: what is said after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a file name's letters is no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read has enough ("| head"); what is still to be written at the end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"{door}: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"{door}: {error}", file=sys.stderr)
         return 2

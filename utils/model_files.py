@@ -129,9 +129,23 @@ def declared(path: Path) -> dict[str, int]:
     """The settings that a model's own description asks for: ``input_*`` and ``nb_classes``, as far as it tells them.
 
     Raises:
-        ModelFileError: what :func:`check` finds.
+        ModelFileError: what :func:`check` finds; pictures of a size that isn't supported.
     """
-    layers = json.loads(_read(Path(path))[0])["config"].get("layers", [])
+    config = _read(Path(path))[0]
+    with _one_sentence(f"{path}: its description of the layers is damaged; take another file"):
+        found = _asked_for(json.loads(config)["config"].get("layers", []))
+    for name, value in found.items():
+        low, high = settings_module.RANGES.get(name, (0, 0))
+        # Not "in" alone: True and 1.0 would be one, too.
+        if type(value) is not int or not (low <= value <= high or value in settings_module.CHOICES.get(name, ())):
+            raise ModelFileError(
+                f"{path}: a model with {name.upper()} = {_printable(repr(value))} is not supported: sides of 8 to 512"
+                " pixels and 1 or 3 channels are"
+            )
+    return found
+
+
+def _asked_for(layers: list[dict]) -> dict[str, int]:
     shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
     # A dense layer, or a reshape to a row, says how many values come out.
     rows = [layer["config"].get("target_shape", [layer["config"].get("units")]) for layer in layers]

@@ -6,7 +6,8 @@ import difflib
 import importlib
 import json
 import math
-from pathlib import Path
+import os
+import sys
 from typing import Any
 
 from utils.errors import UserError
@@ -244,7 +245,7 @@ def to_json(settings: Settings) -> str:
 def _literal(field: str, kind: type, text: str) -> Any:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if kind is str:
             return text
         raise SettingsError(f"{field.upper()}: {text!r} is no Python literal of type {kind.__name__}") from None
@@ -260,7 +261,7 @@ def _unknown(name: str, known: list[str]) -> str:
 def _checked(field: str, kind: type, value: Any) -> Any:
     name = field.upper()
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
     if kind is list and isinstance(value, tuple):
         value = list(value)
     if type(value) is not kind:
@@ -269,8 +270,13 @@ def _checked(field: str, kind: type, value: Any) -> Any:
         raise SettingsError(f"{name} = {value!r}: accepted are {', '.join(map(repr, CHOICES[field]))}")
     if field in RANGES:
         low, high = RANGES[field]
-        if not (math.isfinite(value) and low <= value <= high):
+        # In this order, as a whole number may be too large for isfinite.
+        if not (low <= value <= high and math.isfinite(value)):
             raise SettingsError(f"{name} = {value!r}: accepted are {low:g}..{high:g}")
-    if field == "output_dir" and (not value or Path(value).is_file()):
+    if field in ("output_dir", "start_from"):
+        value = os.path.expanduser(value)
+    if field == "teachers":
+        value = [os.path.expanduser(one) if isinstance(one, str) else one for one in value]
+    if field == "output_dir" and (not value or os.path.isfile(value)):
         raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
     return value

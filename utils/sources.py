@@ -42,7 +42,7 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "type": (_is_text, "a text"),
     "path": (lambda v: isinstance(v, Path) or (_is_text(v) and "\0" not in v), "a folder's path as text"),
     "weight": (lambda v: _is_number(v, Real) and 0 <= v <= MAX_WEIGHT, f"a number of 0 to {MAX_WEIGHT:,}"),
-    "labels": (lambda v: _is_text(v) and not os.path.isabs(v), "a label file's name below the path"),
+    "labels": (lambda v: _is_text(v) and not os.path.isabs(v) and "\0" not in v, "a label file's name below the path"),
     "whole_digits": (_is_bool, "True or False"),
     "augmented": (_is_bool, "True or False"),
     "count": (lambda v: _is_number(v, Integral) and 1 <= v <= MAX_COUNT, f"a whole number of 1 to {MAX_COUNT:,}"),
@@ -95,7 +95,8 @@ class DataSource:
             accepts, accepted = VALUES[key]
             if not accepts(value):
                 raise SourceError(f'{where}: "{key}" is {value!r}; accepted is {accepted}')
-        path = Path(d["path"]).expanduser() if "path" in d else None
+        # Unlike pathlib's, this leaves the "~" of an unknown user alone: it begins a folder's name.
+        path = Path(os.path.expanduser(d["path"])) if "path" in d else None
         return cls(**{**d, "path": path, "weight": float(d.get("weight", 1.0)), "parameter": parameter})
 
 
@@ -153,13 +154,18 @@ def weight(text: str) -> float:
 
 
 def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """A new list with ``entry``, and the source's name in it: a folder that is listed already only gets the weight."""
+    """A new list with ``entry``, and the source's name in it: a folder that is listed already only gets the weight.
+
+    Raises:
+        SourceError: one of the declared sources is not accepted.
+    """
     folder = Path(entry["path"]).resolve()
-    for number, known in enumerate(declared):
-        if isinstance(known, dict) and "path" in known and Path(known["path"]).expanduser().resolve() == folder:
-            changed = {**known, "weight": entry["weight"]}
-            return [*declared[:number], changed, *declared[number + 1 :]], known.get("name", "")
-    taken = {known.get("name") for known in declared if isinstance(known, dict)}
+    listed = parse_sources(declared, "DATA_SOURCES")
+    for number, known in enumerate(listed):
+        if known.path and known.path.resolve() == folder:
+            changed = {**declared[number], "weight": entry["weight"]}
+            return [*declared[:number], changed, *declared[number + 1 :]], known.name
+    taken = {known.name for known in listed}
     names = (entry["name"] if number == 1 else f"{entry['name']}-{number}" for number in itertools.count(1))
     name = next(name for name in names if name not in taken)
     return [*declared, {**entry, "name": name}], name

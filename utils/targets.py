@@ -127,7 +127,8 @@ def get(name: str) -> Target:
     Raises:
         TargetError: there is none of that name.
     """
-    if name not in TARGETS:
+    # A list, as an unhashable name can't be looked up in the dict.
+    if name not in list(TARGETS):
         raise TargetError(f"unknown target {name!r}: known are {', '.join(TARGETS)}")
     return TARGETS[name]
 

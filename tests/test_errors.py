@@ -1,0 +1,53 @@
+"""How the entry scripts end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError, exit_code
+
+ROOT = Path(__file__).parents[1]
+
+
+def raising(error: BaseException):
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("a.png: damaged"), 2, "door.py: a.png: damaged\n"),
+        (PermissionError(13, "Permission denied", "/locked/x.csv"), 2, "door.py: /locked/x.csv: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "door.py: input or output: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "door.py: stopped\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_in_one_line(capsys, error, code, said):
+    assert exit_code("door.py", raising(error), "stopped") == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exit_code("door.py", raising(ZeroDivisionError()), "stopped")
+
+
+def test_a_terminal_without_the_letters_gets_them_spelled_out():
+    program = "from utils.errors import exit_code; exit_code('door.py', lambda: print('\\u6570.png') or 0, '')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT, env={"PYTHONIOENCODING": "latin-1"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u6570.png\n", b"")
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    program = "from utils.errors import exit_code; exit(exit_code('d', lambda: print('x\\n' * 10**6) or 0, ''))"
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, cwd=ROOT)
+    assert writer.stdout.readline() == b"x\n"
+    writer.stdout.close()
+    assert (writer.stderr.read(), writer.wait()) == (b"", 1)
