@@ -17,6 +17,10 @@ class UnknownArchitectureError(UserError):
     """No file of that name in ``models/``. The message lists the known ones."""
 
 
+class BuildError(UserError):
+    """An architecture has no network for pictures of that size. The message names both."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture: its name, its ``build(input_shape, nb_classes) -> keras.Model`` and its traits.
@@ -57,4 +61,22 @@ def get(name: str) -> Architecture:
         UnknownArchitectureError: there is none of that name.
     """
     module = importlib.import_module(f"models.{check(name)}")
-    return Architecture(name, module.build, getattr(module, "QUANTIZABLE", True), getattr(module, "PURPOSE", ""))
+    return Architecture(
+        name, _refusing(name, module.build), getattr(module, "QUANTIZABLE", True), getattr(module, "PURPOSE", "")
+    )
+
+
+def _refusing(name: str, build: Callable) -> Callable:
+    """``build``, which says in one sentence that pictures are too small for it: Keras takes a paragraph."""
+
+    def checked(input_shape: tuple[int, int, int], nb_classes: int):
+        try:
+            return build(input_shape, nb_classes)
+        except ValueError as error:
+            # Keras paints its messages; the line that says why is one of many.
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() or [""]
+            reason = next((line for line in lines if "negative" in line), lines[0])
+            size = f"INPUT_HEIGHT x INPUT_WIDTH = {input_shape[0]} x {input_shape[1]}"
+            raise BuildError(f"{name} can't be built for {size} ({reason[:200].strip()})") from error
+
+    return checked

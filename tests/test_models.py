@@ -112,3 +112,14 @@ def test_the_validator_is_never_quantised_and_large():
     architecture = models.get("high_accuracy_validator")
     assert architecture.quantizable is False
     assert complexity.parameters(architecture.build((32, 20, 1), 100)) > 2_900_000
+
+
+def test_pictures_that_are_too_small_are_refused_in_one_sentence(tiny):
+    with pytest.raises(models.BuildError) as error:
+        models.get("digit_recognizer_v6").build((8, 8, 1), 10)
+    text = str(error.value)
+    assert text.startswith("digit_recognizer_v6 can't be built for INPUT_HEIGHT x INPUT_WIDTH = 8 x 8 (Computed output")
+    assert text.isprintable()
+    rows = list(filter(None, catalog.table(tiny(input_height=8, input_width=8)).splitlines()))
+    assert {row.split()[0]: row.split()[-1] for row in rows}["digit_recognizer_v6"] == "-"
+    assert "74,954" in next(row for row in rows if row.startswith("cnn32"))

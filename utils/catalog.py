@@ -6,11 +6,18 @@ from utils.settings import Settings
 
 
 def table(settings: Settings) -> str:
-    """Text table of every architecture at the settings' input and number of classes; nothing is converted for it."""
+    """Text table of every architecture at the settings' input and number of classes; nothing is converted for it.
+
+    Architectures that can't be built for such pictures have "-" in their row.
+    """
     rows = [["architecture", "for", "parameters", "multiply-accumulates", "int8 KB, about"]]
     for name in models.available():
         architecture = models.get(name)
-        model = architecture.build(settings.input_shape, settings.nb_classes)
+        try:
+            model = architecture.build(settings.input_shape, settings.nb_classes)
+        except models.BuildError:
+            rows.append([name, architecture.purpose, "-", "-", "-"])
+            continue
         size = f"{complexity.file_bytes(model) / 1024:.0f}" if architecture.quantizable else "-"
         numbers = (f"{number(model):,}" for number in (complexity.parameters, complexity.multiply_accumulates))
         rows.append([name, architecture.purpose, *numbers, size])
