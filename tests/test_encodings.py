@@ -149,6 +149,15 @@ def test_other_numbers_of_outputs_are_refused():
         encodings.names(20)
 
 
+@pytest.mark.parametrize("end", ["softmax", "sigmoid"])
+def test_two_probabilities_are_no_sine_and_cosine(tmp_path, end):
+    model = foreign.network(2, end=end)
+    model.save(tmp_path / "a.keras")
+    for file in (stored(tmp_path, foreign.as_float(model)), tmp_path / "a.keras"):
+        with pytest.raises(RecognizerError, match=f"{file}: 2 outputs behind a {end} are no sine and cosine"):
+            recognizers.load(file, NOWHERE)
+
+
 def test_the_first_operator_alone_decides():
     facts = tflite_file.read(foreign.as_float(foreign.network(10)))
     assert facts.first.constant is None

@@ -241,4 +241,6 @@ def _espdl(file: Path, _: PixelRange | None) -> _Opened:
 
 def _outputs(nb_outputs: int, last: str) -> str:
     meaning = encodings.OUTPUTS.get(nb_outputs, "outputs")
+    if nb_outputs == 2 and last != "logits":
+        raise RecognizerError(f"2 outputs behind a {last} are no sine and cosine, and no digits")
     return meaning if nb_outputs == 2 else f"{nb_outputs} {meaning}, {last}"
