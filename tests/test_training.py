@@ -229,6 +229,8 @@ def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_
     assert model_files.start(settings, "cnn32") == outcome.run_dir / "best_model.keras"
     with pytest.raises(model_files.ModelFileError, match=r"START_FROM = .* is a cnn32, to be trained is digit_reco"):
         model_files.start(settings, "cnn32", "digit_recognizer_v6")
+    with pytest.raises(model_files.ModelFileError, match="of 1 channels but INPUT_CHANNELS = 3: use --set INPUT_CHANN"):
+        model_files.start(dataclasses.replace(settings, input_channels=3), "cnn32")
 
 
 def test_start_from_pictures_of_another_size_is_refused(trained_run):

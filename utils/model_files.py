@@ -196,7 +196,7 @@ def start(settings: Settings, *architectures: str) -> Path | None:
     """The file that ``START_FROM`` names, if it does, for these architectures to begin with.
 
     Raises:
-        ModelFileError: what :func:`find` and :func:`check` say; it is a model of another architecture.
+        ModelFileError: what :func:`find` and :func:`check` say; a model of another architecture or for other colours.
     """
     if not settings.start_from:
         return None
@@ -208,6 +208,13 @@ def start(settings: Settings, *architectures: str) -> Path | None:
                 f"START_FROM = {settings.start_from!r} is a {name}, to be trained is {architecture}: "
                 "name a model of the same architecture"
             )
+    # Another size fits where a network pools over all of the picture; other colours never do.
+    channels = declared(file).get("input_channels", settings.input_channels)
+    if channels != settings.input_channels:
+        raise ModelFileError(
+            f"START_FROM = {settings.start_from!r} reads pictures of {channels} channels but INPUT_CHANNELS = "
+            f"{settings.input_channels}: use --set INPUT_CHANNELS={channels}, or another model"
+        )
     return file
 
 
