@@ -104,6 +104,8 @@ def test_lists_of_sources():
         (["3/a.png", "4/b.png", ".DS_Store", "readme.txt", "__MACOSX/._a.png"], "folder_structure"),
         (["3/3.4_a.png", "4/3.8_b.png"], "filename"),
         (["readme.txt"], "filename"),
+        (["7/a.png", "34/b.png"], "folder_structure"),
+        (["10/7.1_a.png", "11/3.4_b.png"], "filename"),
     ],
 )
 def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):

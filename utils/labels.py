@@ -1,6 +1,7 @@
 """Label grammar: from the texts people write on digit pictures to tenths of a digit wheel's turn and to classes."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,16 @@ def parse(text: str) -> Label | None:
 def parse_file_name(name: str) -> Label | None:
     """Read the label in front of the first "_" of a file's name ("3.4_kitchen.jpg", "3.4.jpg"); see parse."""
     return parse(_EXTENSION.sub("", name).split("_", 1)[0])
+
+
+def are_class_numbers(folders: Collection[str]) -> bool:
+    """Whether class folders of these names are numbered (34/ can't be a digit; then 7/ beside it is 0.7, not 7.0)."""
+    return any(re.fullmatch("[1-9][0-9]", name) for name in folders) and not any("." in name for name in folders)
+
+
+def parse_folder_name(name: str, numbered: bool) -> Label | None:
+    """Read the name of a class folder, the number of one of 100 classes (34 is 3.4) if so; see parse."""
+    return parse(".".join(name.zfill(2)) if numbered and re.fullmatch("[0-9]{1,2}", name) else name)
 
 
 def to_classes(tenths: np.ndarray, nb_classes: int) -> np.ndarray:

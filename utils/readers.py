@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -167,14 +166,12 @@ def _list_by_name(source: DataSource, root: str) -> _Found:
 def _list_by_folder(source: DataSource, root: str) -> _Found:
     files = _walked(source, root)
     parents = [file.name.rpartition("/")[0].rpartition("/") for file in files]
-    folders = {folder for _, _, folder in parents}
-    # 34/ can only be a class number; then 7/ beside it is class 7 (0.7), not the digit 7.
-    numbered = any(re.fullmatch("[1-9][0-9]", name) for name in folders) and not any("." in name for name in folders)
+    numbered = labels.are_class_numbers({folder for _, _, folder in parents})
     if numbered:
         log.info("data source '%s': folder names are class numbers of 100 (34/ is 3.4, 7/ is 0.7)", source.name)
+    parse = functools.partial(labels.parse_folder_name, numbered=numbered)
     for file, (meter, _, folder) in zip(files, parents, strict=True):
-        text = ".".join(folder.zfill(2)) if numbered and re.fullmatch("[0-9]{1,2}", folder) else folder
-        yield _labelled(file, meter or source.name, file.name, text)
+        yield _labelled(file, meter or source.name, file.name, folder, parse)
 
 
 def _walked(source: DataSource, root: str) -> list[File]:

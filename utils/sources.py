@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import itertools
 import os
 from collections import Counter
@@ -173,12 +174,15 @@ def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[
 
 def _kind_by_names(folder: Path) -> str:
     files = [Path(file.name) for file in pictures.walk(str(folder))]
-    by_folder = _read_all(labels.parse, [file.parent.name for file in files])
+    folders = [file.parent.name for file in files]
+    numbered = labels.are_class_numbers(set(folders))
+    by_folder = _read_all(functools.partial(labels.parse_folder_name, numbered=numbered), folders)
     by_name = _read_all(labels.parse_file_name, [file.name for file in files])
     if by_folder and not by_name:
         return "folder_structure"
     for file, one, other in zip(files, by_folder, by_name, strict=False):
-        if one and other and labels.ring_distance(one.tenths, other.tenths, labels.NB_TENTHS) >= 10:
+        # Numbers of two places are rather those of meters where the pictures' names are labels.
+        if one and other and not numbered and labels.ring_distance(one.tenths, other.tenths, labels.NB_TENTHS) >= 10:
             raise SourceError(
                 f"folder {folder}: the label of {file} may be {file.parent.name} or what its name begins with; list the"
                 ' folder in DATA_SOURCES in parameters.py, "type" being "folder_structure" or "filename"'
