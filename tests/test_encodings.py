@@ -116,6 +116,13 @@ def test_a_range_that_no_file_tells_is_found_by_trial(tmp_path, low, name):
     assert (measuring.read(file, RAW, foreign.pictures())[0] == 0).all()
 
 
+@pytest.mark.parametrize("io_type", ["int8", "float32"])
+def test_integers_made_of_floats_limit_what_is_assumed(tmp_path, io_type):
+    file = stored(tmp_path, foreign.as_integers(foreign.network(10, gain=1.0), UNIT * np.float32(0.4), io_type))
+    facts = recognizers.load(file, NOWHERE).facts
+    assert (facts.pixels.name, facts.known) == ("0..1", False)
+
+
 def test_raw_pixels_win_where_every_range_does(tmp_path):
     file = stored(tmp_path, foreign.as_float(foreign.network(10)))
     assert measuring.best_range(file, foreign.pictures(), foreign.TENTHS) is RAW

@@ -10,15 +10,23 @@ from utils import confidence, encodings, micro, recognizers, tflite_file
 from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError
-from utils.tflite_file import TensorFacts
+from utils.tflite_file import First, TensorFacts
 
 NOWHERE = Path("/nowhere")
 PIXELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+FLOATS = TensorFacts("x", (1, 16, 16, 1), "float32", None, None)
 
 
 def stored(folder: Path, content: bytes, name: str = "a.tflite") -> Path:
     (folder / name).write_bytes(content)
     return folder / name
+
+
+def reaching(dtype: str, low: float, high: float) -> TensorFacts:
+    """An input whose integers stand for numbers from ``low`` to ``high``."""
+    scale = high / 32767 if dtype == "int16" else (high - low) / 255
+    zero_point = 0 if dtype == "int16" else round(np.iinfo(dtype).min - low / scale)
+    return TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -122,27 +130,46 @@ def test_inputs_that_take_no_pixels(dtype, scale):
         ("int8", -0.69, 0.99, "-1..1"),
         ("int8", -1, 0.3, "-1..1"),
         ("uint8", 0, 0.7, "0..1"),
+        ("int8", -0.69, 0.4, "-1..1"),
         ("uint8", 0, 190, "0..255"),
+        ("int8", 0, 140, "0..255"),
+        ("uint8", 0, 100, None),
         ("uint8", 0, 0.4, None),
-        ("int8", 0, 3, None),
-        ("int8", -2.2, 2.6, None),
+        ("int8", -0.3, 0.3, None),
         ("int16", -255, 255, "0..255"),
+        ("int16", -140, 140, "0..255"),
         ("int16", -1, 1, None),
         ("int16", -0.8, 0.8, None),
     ],
 )
 def test_dim_pictures_hide_a_part_of_the_range(dtype, low, high, name):
     """An input reaches as far as the pictures it was calibrated on; of 16 bits as far below zero."""
-    ends = np.iinfo(dtype)
-    scale = high / 32767 if dtype == "int16" else (high - low) / 255
-    zero_point = 0 if dtype == "int16" else round(ends.min - low / scale)
-    tensor = TensorFacts("x", (1, 16, 16, 1), dtype, scale, zero_point)
-    try:
-        found = encodings.fitting(tensor)
-    except EncodingError:
-        found = None
-        assert high > 1
+    found = encodings.fitting(reaching(dtype, low, high))
     assert (found and found.name) == name
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("int8", 0, 3), ("int8", -2.2, 2.6), ("uint8", 0, 300)])
+def test_inputs_that_reach_as_no_pixels_do(dtype, low, high):
+    with pytest.raises(EncodingError, match="fit no pixels"):
+        encodings.fitting(reaching(dtype, low, high))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "name"),
+    [
+        ("int16", -1, 1, "0..1"),
+        ("int16", -100, 100, "0..255"),
+        ("uint8", 0, 100, "0..255"),
+        ("uint8", 0, 0.4, "0..1"),
+        ("int8", -0.3, 0.3, "-1..1"),
+        ("int8", -2.2, 2.6, "0..255"),
+    ],
+)
+def test_what_is_assumed_can_be_held_by_the_integers(dtype, low, high, name):
+    integers = reaching(dtype, low, high)
+    assert encodings.likeliest(integers).name == name
+    assert encodings.likeliest(FLOATS, First("QUANTIZE", integers, None)).name == name
+    assert encodings.likeliest(FLOATS, First("CONV_2D", integers, 0.5)) is encodings.RAW
 
 
 def test_a_run_folder_is_the_file_it_recommends(tmp_path):

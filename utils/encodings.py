@@ -13,11 +13,12 @@ from utils.errors import UserError
 from utils.tflite_file import FileFacts, First, TensorFacts
 
 NOT_READABLE = "N"
+INTEGERS = ("int8", "uint8", "int16")
 RANGE_TOLERANCE = 0.1  # share of a range by which the input's values may reach beyond it
-LEAST_FILLED = 0.6  # share of a range that they cover; a file calibrated on dim pictures doesn't cover it all
+LEAST_FILLED = 0.5  # share of a range that they cover; a file calibrated on dim pictures doesn't cover it all
+LEAST_LIT = 0.1  # below that share of a range the pictures it was calibrated on were none, or black
 # Above it a factor can't bring pixels 0..255 near 1, and below it a shift is none of raw pixels.
 LARGEST_FACTOR = 0.1
-RAW_LIMIT = 2.0  # what is larger can only be a pixel of 0..255
 SMALLEST_SHIFT = 2.0
 OUTPUTS = {2: "sine and cosine", 10: "digits", 11: "digits and N", labels.NB_TENTHS: "tenths"}
 
@@ -67,30 +68,28 @@ def fitting(tensor: TensorFacts) -> PixelRange | None:
     """
     if tensor.scale is None and tensor.dtype in ("int8", "uint8"):
         return RAW
-    if tensor.dtype not in ("int8", "uint8", "int16") or tensor.scale is None or not tensor.scale > 0:
+    if tensor.dtype not in INTEGERS or tensor.scale is None or not tensor.scale > 0:
         raise EncodingError(f"the model's input is {tensor.dtype}; float32, int8, uint8 and int16 are understood")
-    low, high = _ends(tensor)
-    found = []
-    for pixels in PIXEL_RANGES:
-        first, last = _table(pixels)[[0, -1]]
-        if tensor.dtype == "int16":
-            # Always as far below zero as above it, so that the lower end says nothing.
-            first, last, low = 0.0, 1.0 if last <= 1 else last, 0.0
-        beyond = max(first - low, high - last) / (last - first)
-        if beyond <= RANGE_TOLERANCE and high - low >= LEAST_FILLED * (last - first):
-            found.append((abs(first - low) + abs(last - high), pixels))
-    # Small numbers may be any dim part of 0..1 or -1..1.
-    if not found and max(-low, high) > 1 + RANGE_TOLERANCE:
+    held = _holding(tensor)
+    if not held:
         raise EncodingError(f"the input's scale {tensor.scale:g} and zero point {tensor.zero_point} fit no pixels")
-    alike = len({pixels.name for _, pixels in found}) == 1
-    return min(found, key=lambda item: item[0])[1] if alike else None
+    filled = {pixels: away for pixels, (away, share) in held.items() if share >= LEAST_FILLED}
+    nearest = [pixels for pixels, away in filled.items() if away == min(filled.values())]
+    return nearest[0] if len({pixels.name for pixels in nearest}) == 1 else None
 
 
-def likeliest(tensor: TensorFacts) -> PixelRange:
-    """What to assume of an input that doesn't say its range: raw pixels if it has numbers as large as these."""
-    if tensor.scale is None or tensor.dtype == "float32" or _ends(tensor)[1] > RAW_LIMIT:
+def likeliest(tensor: TensorFacts, first: First | None = None) -> PixelRange:
+    """What to assume of an input that doesn't say its range.
+
+    The nearest range that its numbers, or those that the ``first`` operator makes of them, can stand for; raw pixels
+    where floats tell nothing.
+    """
+    if first is not None and first.operator == "QUANTIZE":
+        tensor = first.output
+    if tensor.dtype not in INTEGERS or tensor.scale is None:
         return RAW
-    return TRIED[1]
+    held = _holding(tensor)
+    return min(held, key=lambda pixels: held[pixels][0], default=RAW)
 
 
 def encode(tensor: TensorFacts, images: np.ndarray, pixels: PixelRange) -> np.ndarray:
@@ -153,6 +152,21 @@ def _ends(tensor: TensorFacts) -> tuple[float, float]:
     """The smallest and the largest number that an integer input can stand for."""
     ends = np.iinfo(tensor.dtype)
     return (ends.min - tensor.zero_point) * tensor.scale, (ends.max - tensor.zero_point) * tensor.scale
+
+
+def _holding(tensor: TensorFacts) -> dict[PixelRange, tuple[float, float]]:
+    """The ranges that hold the numbers of an integer input: how far the ends are away, and which share is filled."""
+    low, high = _ends(tensor)
+    held = {}
+    for pixels in PIXEL_RANGES:
+        first, last = _table(pixels)[[0, -1]]
+        if tensor.dtype == "int16":
+            # Always as far below zero as above it, so that the lower end says nothing.
+            first, last, low = 0.0, 1.0 if last <= 1 else last, 0.0
+        share = (high - low) / (last - first)
+        if max(first - low, high - last) <= RANGE_TOLERANCE * (last - first) and share >= LEAST_LIT:
+            held[pixels] = abs(first - low) + abs(last - high), share
+    return held
 
 
 def _of_first(first: First) -> PixelRange | None:

@@ -67,7 +67,7 @@ def load(path: Path | None, output_dir: Path, pixels: PixelRange | None = None) 
     """The model of a file or a run folder, for None of the newest finished run.
 
     Of a run folder it is the file that ``results.json`` recommends, else the best Keras model. An input that doesn't
-    say which range it takes gets ``pixels``, by default the likeliest, which for floats is 0..255.
+    say which range it takes gets ``pixels``, by default the likeliest (see ``encodings``).
 
     Raises:
         UserError: nothing there, no model, an unsafe one, or one that reads no digits.
@@ -199,7 +199,7 @@ def _tflite(file: Path, assumed: PixelRange | None) -> _Opened:
     if max(math.prod(node.output_shape) for node in facts.nodes) > model_files.MAX_TENSOR_ELEMENTS:
         raise RecognizerError(f"one step makes more than {model_files.MAX_TENSOR_ELEMENTS:,} values of a picture")
     known = encodings.pixel_range(facts)
-    pixels = known or assumed or encodings.likeliest(facts.input)
+    pixels = known or assumed or encodings.likeliest(facts.input, facts.first)
     last = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}.get(facts.last_operator, "logits")
 
     def probabilities(images: np.ndarray) -> np.ndarray:
