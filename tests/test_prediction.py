@@ -115,6 +115,12 @@ def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):
     assert prediction.find_pictures(folder, without=folder / "unsure") == before
 
 
+def test_a_folder_with_pictures_only_where_they_are_saved_is_not_called_empty(tmp_path):
+    put(tmp_path / "unsure" / "3.0_x.png")
+    with pytest.raises(PredictionError, match=f"^{tmp_path}: all its pictures are in {tmp_path}/unsure, which --save"):
+        prediction.find_pictures(tmp_path, without=tmp_path / "unsure")
+
+
 def test_pictures_are_saved_above_their_folder_but_not_in_it(tmp_path):
     folder = folder_of(tmp_path)
     assert prediction.find_pictures(folder, without=tmp_path) == prediction.find_pictures(folder)

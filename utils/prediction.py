@@ -56,8 +56,10 @@ def find_pictures(path: Path, without: Path | None = None) -> list[Path]:
         found = [path / file.name for file in sorted(pictures.walk(str(path)))]
     except OSError as error:
         raise PredictionError(f"{path}: cannot be listed ({error.strerror})") from error
-    if left_out and path.resolve() in left_out.parents:
+    if found and left_out and path.resolve() in left_out.parents:
         found = [file for file in found if left_out not in file.resolve().parents]
+        if not found:
+            raise PredictionError(f"{path}: all its pictures are in {without}, which --save names; name another folder")
     if not found:
         raise PredictionError(f"{path}: no picture ({' '.join(pictures.EXTENSIONS)}) found in this folder")
     return found
