@@ -103,6 +103,12 @@ def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch):
     assert settings.teachers == ["/home/me/b.keras", "~nosuch/c.keras"]
 
 
+@pytest.mark.parametrize("value", ["", "a\0b", __file__])
+def test_where_no_folder_can_be_is_refused_as_output_dir(value):
+    with pytest.raises(SettingsError, match=r"OUTPUT_DIR = .*: needs the path of a folder"):
+        load(output_dir=value)
+
+
 def test_parameters_that_contradict_each_other_are_refused():
     with pytest.raises(SettingsError, match="TEST_SHARE = 0 without TEST_SOURCES"):
         load(test_share=0.0)

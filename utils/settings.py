@@ -277,6 +277,6 @@ def _checked(field: str, kind: type, value: Any) -> Any:
         value = os.path.expanduser(value)
     if field == "teachers":
         value = [os.path.expanduser(one) if isinstance(one, str) else one for one in value]
-    if field == "output_dir" and (not value or os.path.isfile(value)):
+    if field == "output_dir" and (not value or "\0" in value or os.path.isfile(value)):
         raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
     return value
