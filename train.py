@@ -48,9 +48,9 @@ def train(arguments: argparse.Namespace) -> int:
     from utils import loader, model_files, targets
 
     targets.check(settings)
-    model_files.teachers(settings)
-    model_files.start(settings, *([] if arguments.resume or arguments.list else names))
     devices.check(settings)
+    if not (arguments.resume or arguments.list):
+        model_files.check_named(settings, *names)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = None if arguments.resume or arguments.list else loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)

@@ -33,9 +33,10 @@ def choose(arguments: argparse.Namespace) -> settings_module.Settings:
 def tune(arguments: argparse.Namespace) -> int:
     settings = choose(arguments)
     console.set_up(arguments.debug)
-    from utils import loader
+    from utils import loader, model_files
 
     devices.check(settings)
+    model_files.check_named(settings)
     splits = loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import tuning

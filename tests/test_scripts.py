@@ -181,6 +181,7 @@ def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
     ("door", "arguments", "text"),
     [
         ("fine-tune.py", ["--help"], "--learning_rate_multiplier"),
+        ("tuner.py", ["--set", "TEACHERS=['nowhere']"], "nowhere: no such file or folder"),
         ("fine-tune.py", ["--model_path", "nowhere"], "nowhere: no such file or folder"),
         ("fine-tune.py", ["--model_path", "README.md"], "README.md"),
         ("fine-tune.py", ["--data_ratio", "1.5"], "1.5 is not from 0 to 1"),

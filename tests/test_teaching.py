@@ -87,7 +87,10 @@ def test_a_teacher_that_does_not_fit_is_refused(trained_run, tiny, overrides, me
     outcome, _, _ = trained_run
     teacher = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
     with pytest.raises(model_files.ModelFileError, match=message):
-        model_files.check_teacher(teacher, tiny(**overrides))
+        model_files.check_teacher(model_files.identity(teacher), tiny(**overrides))
+    # Its description tells as much before a picture is read.
+    with pytest.raises(model_files.ModelFileError, match=message):
+        model_files.teachers(tiny(teachers=[str(outcome.run_dir)], **overrides))
 
 
 def test_a_missing_teacher_is_named(tiny, tmp_path):

@@ -184,12 +184,28 @@ def load(path: Path, foreign: bool = False) -> Any:
 
 
 def teachers(settings: Settings) -> list[Path]:
-    """The files that ``TEACHERS`` names.
+    """The files that ``TEACHERS`` names. One whose description shows already that it does not fit is refused.
 
     Raises:
-        ModelFileError: what :func:`find` and :func:`check` say.
+        ModelFileError: what :func:`find`, :func:`declared` and :func:`check_teacher` say.
     """
-    return [_found(teacher, settings)[0] for teacher in settings.teachers]
+    files = [_found(teacher, settings)[0] for teacher in settings.teachers]
+    for file in files:
+        asked = declared(file)
+        shape = tuple(asked.get(f"input_{side}", 0) for side in ("height", "width", "channels"))
+        if all(shape) and "nb_classes" in asked:
+            check_teacher(Identity(str(file), shape, asked["nb_classes"]), settings)
+    return files
+
+
+def check_named(settings: Settings, *architectures: str) -> None:
+    """Sees that the models which ``TEACHERS`` and ``START_FROM`` name are there and fit, before the long part begins.
+
+    Raises:
+        ModelFileError: what :func:`teachers` and :func:`start` say.
+    """
+    teachers(settings)
+    start(settings, *architectures)
 
 
 def start(settings: Settings, *architectures: str) -> Path | None:
@@ -245,13 +261,12 @@ def copy_weights(source: Any, model: Any) -> None:
         layer.set_weights([np.roll(weight, turn, axis=-1) for weight in layer.get_weights()])
 
 
-def check_teacher(teacher: Any, settings: Settings) -> None:
+def check_teacher(found: Identity, settings: Settings) -> None:
     """Sees that a teacher can answer on the student's pictures, for the student's classes.
 
     Raises:
         ModelFileError: other size, colour for which the student has none, or tenths that the teacher doesn't know.
     """
-    found = identity(teacher)
     height, width, channels = settings.input_shape
     if found.input_shape[:2] != (height, width) or found.input_shape[2] < channels:
         raise ModelFileError(

@@ -230,7 +230,7 @@ def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[ke
     if settings.teachers:
         teachers = [model_files.load(file) for file in model_files.teachers(settings)]
         for teacher in teachers:
-            model_files.check_teacher(teacher, settings)
+            model_files.check_teacher(model_files.identity(teacher), settings)
         teaching = Teaching(teachers, settings.teacher_share, settings.nb_classes, settings.label_spread)
         logits = teaching([changed, logits])
     trainer = keras.Model(image, logits)
