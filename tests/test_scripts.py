@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -31,6 +32,12 @@ def call(
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+def processor_seconds() -> float:
+    """Of the programs called so far. The clock's seconds count what else a busy machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run_folders(output: Path) -> list[Path]:
     return sorted(path for path in output.iterdir() if path.is_dir())
 
@@ -53,10 +60,10 @@ def run_folders(output: Path) -> list[Path]:
     ],
 )
 def test_answers_without_tensorflow(arguments, exit_code, text):
-    started = time.monotonic()
+    started = processor_seconds()
     done = call(*arguments)
     # Half a second on an idle machine; TensorFlow alone would take several.
-    assert time.monotonic() - started < 2
+    assert processor_seconds() - started < 2
     assert done.returncode == exit_code
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -222,9 +229,9 @@ def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
     ],
 )
 def test_the_other_doors_answer_without_tensorflow(door, arguments, text):
-    started = time.monotonic()
+    started = processor_seconds()
     done = call(*arguments, door=door)
-    assert time.monotonic() - started < 2
+    assert processor_seconds() - started < 2
     assert done.returncode == (0 if "--help" in arguments else 2)
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -258,12 +265,12 @@ def test_one_picture_is_read_without_tensorflow(trained, meter):
         "sys.exit(code or bool({'tensorflow', 'keras'} & set(sys.modules)))"
     )
     picture = next(meter.iterdir())
-    started = time.monotonic()
+    started = processor_seconds()
     done = subprocess.run(
         [sys.executable, "-c", program, picture, "--model", given], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     # Some 0.6 s on an idle machine; the user waits for this one.
-    assert time.monotonic() - started < 3
+    assert processor_seconds() - started < 3
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cnn32_quantized.tflite" in done.stdout
 
