@@ -189,7 +189,7 @@ def teachers(settings: Settings) -> list[Path]:
     Raises:
         ModelFileError: what :func:`find`, :func:`declared` and :func:`check_teacher` say.
     """
-    files = [_found(teacher, settings)[0] for teacher in settings.teachers]
+    files = [find(Path(teacher), Path(settings.output_dir)) for teacher in settings.teachers]
     for file in files:
         asked = declared(file)
         shape = tuple(asked.get(f"input_{side}", 0) for side in ("height", "width", "channels"))
@@ -216,8 +216,8 @@ def start(settings: Settings, *architectures: str) -> Path | None:
     """
     if not settings.start_from:
         return None
-    file, config = _found(settings.start_from, settings)
-    name = json.loads(config)["config"]["name"]
+    file = find(Path(settings.start_from), Path(settings.output_dir))
+    name = json.loads(_read(file)[0])["config"]["name"]
     for architecture in architectures:
         if architecture != name:
             raise ModelFileError(
@@ -232,11 +232,6 @@ def start(settings: Settings, *architectures: str) -> Path | None:
             f"{settings.input_channels}: use --set INPUT_CHANNELS={channels}, or another model"
         )
     return file
-
-
-def _found(path: str, settings: Settings) -> tuple[Path, str]:
-    file = find(Path(path), Path(settings.output_dir))
-    return file, _read(file)[0]
 
 
 def copy_weights(source: Any, model: Any) -> None:
