@@ -1,7 +1,9 @@
 """What several test modules need: tiny settings, tiny pictures, one trained run, the real pictures if there."""
 
+import gc
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,17 @@ from utils import settings as settings_module
 from utils import synthetic
 
 TINY_SOURCE = {"name": "synthetic", "type": "synthetic", "count": 240}
+
+
+@contextmanager
+def earlier_objects_hidden():
+    """What earlier tests of the process left is hidden from the garbage collector, whose passes then cost less."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @pytest.fixture

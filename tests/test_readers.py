@@ -1,4 +1,3 @@
-import gc
 import logging
 import time
 from types import SimpleNamespace
@@ -6,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.conftest import earlier_objects_hidden
 from tests.kitchen import declare, put, put_many, read, read_lines
 from utils import pictures, readers, synthetic
 from utils.pictures import PictureError
@@ -251,11 +251,10 @@ def test_real_pictures(real_data, monkeypatch):
     monkeypatch.setattr(pictures, "decode", None)  # nothing is decoded anew
     # Not the reader's, which takes a fifth of a second: what else the machine does, and the garbage collector's look
     # through all that earlier tests left behind, up to a second.
-    gc.freeze()
-    started = time.thread_time()
-    data = readers.read(source, 32, 20, 3, 100, 0)
-    spent = time.thread_time() - started
-    gc.unfreeze()
+    with earlier_objects_hidden():
+        started = time.thread_time()
+        data = readers.read(source, 32, 20, 3, 100, 0)
+        spent = time.thread_time() - started
     assert spent < 1
     assert data.images.shape == (20_897, 32, 20, 3)
     assert len(data.meters) == 21

@@ -1,6 +1,5 @@
 import ast
 import csv
-import gc
 import importlib.util
 import itertools
 import json
@@ -12,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import utils
+from tests.conftest import earlier_objects_hidden
 from utils import loader, oracle, search_space, training, trials, tuning
 from utils import settings as settings_module
 from utils.search_space import SearchError
@@ -384,17 +384,7 @@ def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, t
     assert [row["status"] for row in rows(found) if row["BATCH_SIZE"] != "64"] == ["COMPLETED"] * 4
 
 
-@pytest.fixture
-def own_objects():
-    """Hides from the garbage collector what earlier tests of the process left, whose passes are no cost of a trial."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("own_objects")
 def test_a_trial_costs_little_more_than_its_training_and_scores_its_best_epoch(small, splits, monkeypatch):
     fits, kept = [], training.fit
 
@@ -405,7 +395,8 @@ def test_a_trial_costs_little_more_than_its_training_and_scores_its_best_epoch(s
         return fits[-1][0]
 
     monkeypatch.setattr(training, "fit", fit)
-    found = tuning.search(small(tuner_max_trials=3, tuner_epochs=2, tuner_patience=1), splits)
+    with earlier_objects_hidden():
+        found = tuning.search(small(tuner_max_trials=3, tuner_epochs=2, tuner_patience=1), splits)
     best = [max(row["val_accuracy"] for row in fitted.rows) for fitted, _, _ in fits]
     assert [row.score for row in found.ended()] == pytest.approx(best, abs=1e-6)
     assert all(epoch <= 2 for epoch in (row.epochs for row in found.ended()))
