@@ -127,6 +127,29 @@ def test_a_waist_moves_the_middle_of_a_three_down():
     assert 2 < rows[1].mean() - rows[0].mean() < 7  # 0.16 of half of 60 rows
 
 
+@pytest.mark.parametrize(
+    ("typeface", "low", "high"), [("drum_square", 13, 20), ("drum_steep", 4, 9), ("drum_plain", 6, 10)]
+)
+def test_a_sevens_leg_is_slanted_or_nearly_upright(typeface, low, high):
+    """Shown 0.3 of a pitch later, an upright leg is what a one would leave to be seen."""
+    (mask,) = clean_masks([7.0], f"{typeface}_light")
+    right = [np.flatnonzero(mask[row] > 0.5)[-1] for row in (30, 75)]  # of a digit from row 20 to row 80
+    assert low < right[0] - right[1] < high
+
+
+def test_some_windows_cut_drums_above_and_below_but_no_displays():
+    wheels = clean_wheels([3.0] * 4000, 0)
+    shares = []
+    for rolls in (True, False):
+        seen = dataclasses.replace(wheels, rolls=np.full(4000, rolls))
+        images = np.ones((4000, 3, 32, 20), np.float32)
+        window = synthetic._window_coordinates(seen, 32, 20)
+        synthetic._paint_surroundings(np.random.default_rng(4), images, seen, *window, np.ones((4000, 3), np.float32))
+        above, below = (np.abs(images[:, :, row, 10] - 1).max(axis=1) > 0.05 for row in (0, -1))
+        shares.append((above & below).mean())
+    assert 0.04 < shares[0] - shares[1] < 0.12
+
+
 def test_random_wheels_keep_to_their_label():
     rng = np.random.default_rng(0)
     tenths, lcd = np.arange(1000) % 100, np.zeros(1000, bool)

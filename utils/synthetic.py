@@ -282,8 +282,12 @@ def _paint_surroundings(rng: np.random.Generator, images: np.ndarray, wheels: _W
     tints = np.stack([_grey(rng, n, 0, 0.35, 0.1), _grey(rng, n, 0.6, 1, 0.08), _red(rng, n), ground])
     tint = tints[rng.choice(4, n, p=(0.45, 0.2, 0.25, 0.1)), np.arange(n)].astype(np.float32)
     across, down = (width / height / 2, 0.18, 0.3), (0.5, 0.2, 0.2)
-    for place, (half, share, most) in ((window_x, across), (-window_x, across), (window_y, down), (-window_y, down)):
-        depth = some(rng, n, share, 0.01, most) * (2 * half)
+    # A window lower than its digit cuts it above and below alike.
+    low = some(rng, n, 0.12, 0.03, 0.18) * per_picture(wheels.rolls)
+    none = np.zeros_like(low)
+    sides = ((window_x, across, none), (-window_x, across, none), (window_y, down, low), (-window_y, down, low))
+    for place, (half, share, most), least in sides:
+        depth = np.maximum(some(rng, n, share, 0.01, most) * (2 * half), least)
         edge = (place - half + depth) * height
         reach = per_picture(rng.uniform(0.1, 0.5, n) * 2 * half * height)
         images *= (1 - some(rng, n, 0.25, 0.2, 0.75) * np.clip(1 + edge / reach, 0, 1))[:, None]

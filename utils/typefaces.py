@@ -95,12 +95,53 @@ _DRUM_STRAIGHT = (
     _DRUM_SQUARE[8],
     "3,0 10,10 12,14 12,17 11,19 9,21 3,21 1,19 0,17 0,14 1,11 3,9 8,9 10,10",
 )
+# Two whose sevens have a leg that is nearly upright: rolled up, little but what follows tells them from a one.
+_DRUM_STEEP = (
+    _DRUM_ANGULAR[0],
+    "4,18 7,21 7,0",
+    _DRUM_BOX[2],
+    _DRUM_BOX[3],
+    _DRUM_ANGULAR[4],
+    _DRUM_BOX[5],
+    "12,18 11,21 2,21 0,19 0,2 2,0 10,0 12,2 12,10 10,12 0,12",
+    "0,18 0,21 12,21 9,0",
+    _DRUM_ANGULAR[8],
+    "0,3 1,0 10,0 12,2 12,19 10,21 2,21 0,19 0,11 2,9 12,9",
+)
+_DRUM_PLAIN = (
+    _DRUM_SQUARE[0],
+    "6,21 6,0",
+    "0,18 2,21 9,21 11,20 12,17 12,14 0,1 0,0 12,0",
+    _DRUM_BOX[3],
+    _DRUM_DIN[4],
+    _DRUM_ANGULAR[5],
+    _DRUM_ANGULAR[6],
+    "0,21 12,21 9,12 8,0",
+    _DRUM_BOX[8],
+    _DRUM_ANGULAR[9],
+)
+# Six, nine and four with a straight stroke: rolled up, they begin and end alike. A three that begins as a seven does.
+_DRUM_OBLIQUE = (
+    "4,0 8,0 11,2 12,6 12,15 11,19 8,21 4,21 1,19 0,15 0,6 1,2 4,0",
+    "3,17 7,21 7,0",
+    "1,17 2,20 4,21 8,21 10,20 11,17 11,14 1,1 1,0 12,0",
+    "1,21 11,21 6,13 9,13 11,11 12,8 12,5 11,2 8,0 4,0 1,2 0,4",
+    "8,21 0,6 12,6|9,12 9,0",
+    "11,21 2,21 1,12 4,13 8,13 11,11 12,8 12,5 11,2 8,0 4,0 1,2 0,4",
+    "9,21 2,11 0,7 0,4 1,2 4,0 8,0 11,2 12,4 12,7 11,10 8,12 4,12 2,11",
+    "0,21 12,21 7,9 6,0",
+    _DRUM_SQUARE[8],
+    "3,0 10,10 12,14 12,17 11,19 8,21 4,21 1,19 0,17 0,14 1,11 4,9 8,9 10,10",
+)
 _STROKES = {
     "drum_square": _DRUM_SQUARE,
     "drum_din": _DRUM_DIN,
     "drum_box": _DRUM_BOX,
     "drum_angular": _DRUM_ANGULAR,
     "drum_straight": _DRUM_STRAIGHT,
+    "drum_steep": _DRUM_STEEP,
+    "drum_plain": _DRUM_PLAIN,
+    "drum_oblique": _DRUM_OBLIQUE,
     "hershey_simplex": _HERSHEY_SIMPLEX,
 }
 
