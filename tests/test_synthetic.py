@@ -187,6 +187,7 @@ def test_broken_and_symbol_fonts_of_the_system_are_skipped(monkeypatch, tmp_path
     font = (shipped / "DejaVuSans.ttf").read_bytes()
     symbols = (shipped / "cmsy10.ttf").read_bytes()
     copies = {"Broken": b"no font at all", "Cut": font[:5000], "Symbols": symbols, "Good": font, "DSEG7Good": font}
+    copies["DSEG7SEGGCHAN-Regular"] = symbols  # no digits, though a segment font by name
     for name, content in copies.items():
         (tmp_path / f"{name}.ttf").write_bytes(content)
     found = [str(tmp_path / f"{name}.ttf") for name in copies] + [str(tmp_path / "Gone.ttf")]

@@ -175,11 +175,12 @@ def load(font_files: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
             glyphs = _font_glyphs(path)
         except (OSError, ValueError):  # what Pillow raises for files that are broken or bitmap only
             continue
-        # A segment font's digits are in pieces.
-        if Path(path).stem.startswith("DSEG7"):
-            faces[f"lcd_{Path(path).stem}"] = glyphs
+        name = Path(path).stem
+        # A segment font's digits are in pieces. One of DSEG7's faces is that of a mascot, smiling.
+        if name.startswith("DSEG7") and "SEGGCHAN" not in name:
+            faces[f"lcd_{name}"] = glyphs
         elif _looks_like_digits(glyphs):
-            faces[Path(path).stem] = glyphs
+            faces[name] = glyphs
     return tuple(faces), np.vstack([_distance_fields(glyphs) for glyphs in faces.values()])
 
 
