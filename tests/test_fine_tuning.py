@@ -176,6 +176,21 @@ def test_rolled_labels_are_split_between_neighbours_on_the_ring(known):
     assert np.flatnonzero(new.closed[0] == 0).tolist() == [0, 1, 2, 3, *range(47, 54), 95, 96, 97, 98, 99]
 
 
+def test_digits_that_share_their_targets_keep_doing_so(known):
+    _, settings, splits = known
+    settings = dataclasses.replace(settings, nb_classes=10, label_spread=5.0)
+    tenths = np.full(len(splits.pool.tenths), 34, np.int16)
+    splits = dataclasses.replace(splits, pool=dataclasses.replace(splits.pool, tenths=tenths, nb_classes=10))
+    teacher = types.SimpleNamespace(predict=lambda images, **options: np.eye(10, dtype=np.float32)[[3, 3, 7]])
+    new = fine_tuning._New(splits, np.arange(3), teacher, settings, np.random.default_rng(0))
+    _, closed, targets = new.draw(2)
+    assert targets == pytest.approx(np.array([[0, 0, 0, 0.6, 0.4, 0, 0, 0, 0, 0]] * 2))
+    assert np.flatnonzero(closed[0] == 0).tolist() == [3, 4, 7]
+    chosen = fine_tuning.Mix(np.arange(0), np.arange(3), np.arange(0), 0.0)
+    _, replayed = fine_tuning._bank(splits, chosen, None, settings, np.random.default_rng(0))
+    assert replayed[7] == pytest.approx(targets[0])
+
+
 def test_a_display_of_whole_digits_does_not_roll(known):
     _, settings, splits = known
     new = fine_tuning._New(

@@ -33,8 +33,7 @@ BANK = 4096  # replayed pictures, changed at random once
 ROLL = 2.0  # tenths that a new picture is rolled at most
 ROLL_PROBABILITY = 0.5
 WHEEL_PITCH = 0.086  # share of the picture's height that a wheel moves in a tenth
-# A tenth further than a rolled picture's label can get.
-REACH = {100: 3, 10: 0}  # classes around the new labels that stay in their softmax, by number of classes
+REACH = 3  # tenths around the new labels that stay in their softmax: one more than a rolled picture's label can get
 CLOSED = -1e4  # added to the logits of the others
 # Changes of new pictures are mild: stronger ones gained nothing, and inverted pictures are not what the meter shows.
 MILD = {
@@ -199,7 +198,8 @@ class _New:
         self.change = Augmentation(dataclasses.replace(settings, augment=True, **MILD))
         # A display that only ever shows whole digits does not roll.
         self.rolls = settings.nb_classes == 100 and bool((self.tenths % 10).any())
-        self.one_hot = np.eye(settings.nb_classes, dtype=np.float32)
+        # A tenth is where the picture was rolled to; of whole digits the model says what it was trained to say.
+        self.targets = labels.targets(settings.nb_classes, 0 if settings.nb_classes == 100 else settings.label_spread)
         self.closed = self._closed(teacher)
 
     def draw(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,19 +215,19 @@ class _New:
 
     def _targets(self, position: np.ndarray) -> np.ndarray:
         if not self.rolls:
-            return self.one_hot[labels.to_classes(position.astype(int), self.nb_classes)]
+            return self.targets[position.astype(int)]
         below = np.floor(position).astype(int)
         share = (position - below)[:, None]
-        return (1 - share) * self.one_hot[below % 100] + share * self.one_hot[(below + 1) % 100]
+        return (1 - share) * self.targets[below % 100] + share * self.targets[(below + 1) % 100]
 
     def _closed(self, teacher: keras.Model | None) -> np.ndarray:
-        every = np.arange(self.nb_classes)
         if teacher is None:
             return np.zeros((1, self.nb_classes), np.float32)
-        read = teacher.predict(self.images, batch_size=256, verbose=0).argmax(axis=1)
-        present = np.unique([*labels.to_classes(self.tenths, self.nb_classes), *read])
-        distance = labels.ring_distance(every[:, None], present[None], self.nb_classes).min(axis=1)
-        return np.where(distance > REACH[self.nb_classes], CLOSED, 0).astype(np.float32)[None]
+        is_open = (self.targets[self.tenths] > 0).any(axis=0)
+        is_open[teacher.predict(self.images, batch_size=256, verbose=0).argmax(axis=1)] = True
+        if self.nb_classes == 100:
+            is_open = np.any([np.roll(is_open, tenths) for tenths in range(-REACH, REACH + 1)], axis=0)
+        return np.where(is_open, 0, CLOSED).astype(np.float32)[None]
 
 
 def _bank(
@@ -245,7 +245,7 @@ def _bank(
         images.append(np.where(plain, part, changed).astype(np.float32))
     images = np.concatenate(images)
     if teacher is None:
-        return images, np.eye(settings.nb_classes, dtype=np.float32)[splits.pool.classes(indices)]
+        return images, labels.targets(settings.nb_classes, settings.label_spread)[splits.pool.tenths[indices]]
     logits = teacher.predict(images, batch_size=256, verbose=0)
     return images, ops.convert_to_numpy(ops.softmax(logits))
 

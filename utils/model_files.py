@@ -145,6 +145,21 @@ def declared(path: Path) -> dict[str, int]:
     return found
 
 
+def trained_with(path: Path) -> dict[str, int | float]:
+    """What :func:`declared` finds, and the ``label_spread`` of the run that the model is of, if it is of one.
+
+    Raises:
+        ModelFileError: what :func:`declared` says.
+    """
+    found = declared(path)
+    try:
+        spread = float(json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]["label_spread"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return found
+    low, high = settings_module.RANGES["label_spread"]
+    return {**found, "label_spread": spread} if low <= spread <= high else found
+
+
 def _asked_for(layers: list[dict]) -> dict[str, int]:
     shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
     # A dense layer, or a reshape to a row, says how many values come out.
