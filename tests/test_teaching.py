@@ -54,6 +54,29 @@ def test_a_grey_student_learns_from_a_teacher_that_takes_rgb(rng):
     )
 
 
+def test_the_labels_get_the_rest(rng):
+    student = keras.Model(image := keras.Input((4,)), keras.layers.Dense(10)(image))
+    features, target = rng.normal(size=(8, 4)).astype("float32"), np.eye(10, dtype="float32")[:8]
+    pictures = np.zeros((8, 32, 20, 3), "float32")
+    teacher = constant(rng.normal(0, 2, 10).astype("float32"))
+
+    def trained(share: float) -> tuple[list[np.ndarray], float]:
+        copy = keras.models.clone_model(student)
+        copy.set_weights(student.get_weights())
+        image = keras.Input((32, 20, 3))
+        trainer = keras.Model([image, copy.input], Teaching([teacher], share, 10, 0.0)([image, copy.output]))
+        trainer.compile(keras.optimizers.SGD(1.0), keras.losses.CategoricalCrossentropy(from_logits=True))
+        loss = trainer.evaluate([pictures, features], target, verbose=0)
+        trainer.train_on_batch([pictures, features], target)
+        return [new - old for new, old in zip(copy.get_weights(), student.get_weights(), strict=True)], loss
+
+    (by_labels, loss), (by_teacher, whole) = trained(0.0), trained(1.0)
+    mixed, part = trained(0.9)
+    assert loss == whole == part > 0
+    for one, other, both in zip(by_labels, by_teacher, mixed, strict=True):
+        np.testing.assert_allclose(both, 0.1 * one + 0.9 * other, atol=1e-6)
+
+
 def test_adds_nothing_outside_training():
     layer = Teaching([constant(np.zeros(10))], 0.5, 10, 0.0)
     layer([np.zeros((2, 32, 20, 3), "float32"), np.zeros((2, 10), "float32")], training=False)

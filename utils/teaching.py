@@ -14,12 +14,15 @@ from utils import labels
 class Teaching(keras.layers.Layer):
     """Passes the student's logits on; in training it adds the loss against the teachers' mean answer.
 
+    The label loss behind it keeps its value, so that ``val_loss`` means the same with and without teachers, but less of
+    its gradient comes back through here.
+
     Takes ``[pictures (N, H, W, C) float32 0..255, logits (N, nb_classes)]``. Teachers of 100 classes teach a student
     of 10, too: each tenth counts for the digits that its target names.
 
     Args:
         teachers: models from pixels to logits; they are not trained, and their weights are not part of this layer.
-        share: how much their answer counts, 0..1; whoever compiles the trainer gives the labels the rest.
+        share: how much their answer counts, 0..1; the labels get the rest.
         nb_classes: of the student.
         spread: ``LABEL_SPREAD`` of the student.
     """
@@ -35,6 +38,7 @@ class Teaching(keras.layers.Layer):
         if training:
             target = ops.stop_gradient(sum(answer(images) for answer in self.answers) / len(self.answers))
             self.add_loss(self.share * ops.mean(ops.categorical_crossentropy(target, logits, from_logits=True)))
+            logits -= self.share * (logits - ops.stop_gradient(logits))
         return logits
 
     def compute_output_spec(self, inputs, training=False):

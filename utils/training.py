@@ -265,7 +265,6 @@ def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> 
             learning_rate=_learning_rate(settings, steps_per_epoch), weight_decay=settings.weight_decay or None
         ),
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
-        loss_weights=1 - settings.teacher_share if settings.teachers else None,
         metrics=["accuracy"],
         jit_compile=XLA,
         steps_per_execution=min(8, steps_per_epoch) if _takes_several_steps(settings) else 1,
