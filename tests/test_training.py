@@ -53,16 +53,41 @@ def test_best_model_file_is_the_best_epoch(fit):
 def test_log_has_a_row_an_epoch(fit):
     fitted, folder, _ = fit(epochs=2)
     assert rows_of(folder) == [pytest.approx(row) for row in fitted.rows]
-    assert list(rows_of(folder)[0]) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
+    scores = ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert list(rows_of(folder)[0]) == ["epoch", *scores, "learning_rate", "seconds"]
 
 
-def test_a_fit_in_two_parts_is_a_whole_one(fit):
-    whole, _, _ = fit("whole", epochs=3)
-    first, _, _ = fit("parts", epochs=3, until=2, checkpoint_epochs=2)
-    second, _, _ = fit("parts", epochs=3)
-    assert [len(fitted.rows) for fitted in (first, second)] == [2, 3]
-    for one, other in zip(whole.rows, second.rows, strict=True):
-        assert other == pytest.approx(one, rel=1e-5)
+def assert_same(rows, others):
+    for row, other in zip(rows, others, strict=True):
+        assert row | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_fit_in_two_parts_is_a_whole_one(fit, schedule):
+    settings = {"epochs": 4, "learning_rate_schedule": schedule, "plateau_patience": 1, "learning_rate": 0.1}
+    whole, _, _ = fit("whole", **settings)
+    first, _, _ = fit("parts", **settings, until=2, checkpoint_epochs=2)
+    second, _, _ = fit("parts", **settings)
+    assert [len(fitted.rows) for fitted in (first, second)] == [2, 4]
+    assert_same(second.rows, whole.rows)
+    assert second.rows[:2] == first.rows
+    assert second.seconds > first.seconds > 0
+
+
+def test_plateau_is_that_of_keras(tiny):
+    losses = [3, 2, 2.5, 2.2, 1.99995, 1.5, 1.6, 1.6, 1.6, 1.6, 1.4, *[1.4] * 30]
+    settings = tiny(learning_rate_schedule="plateau", plateau_patience=2, plateau_factor=0.3, learning_rate=0.01)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01))
+    keras_one = keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=2, min_lr=0.01 / 1000)
+    keras_one.set_model(model)
+    keras_one.on_train_begin()
+    rows = []
+    for epoch, loss in enumerate(losses):
+        rows.append({"val_loss": loss})
+        keras_one.on_epoch_end(epoch, {"val_loss": loss})
+        assert training._plateau_rate(settings, rows) == pytest.approx(float(model.optimizer.learning_rate))
+    assert training._plateau_rate(settings, rows) == pytest.approx(1e-5)
 
 
 @pytest.mark.slow
@@ -84,8 +109,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(fit, monkeypatch):
     monkeypatch.undo()
     resumed, folder, _ = fit("broken", epochs=4)
     assert [row["epoch"] for row in resumed.rows] == [1, 2, 3, 4]
-    for before, after in zip(whole.rows, resumed.rows, strict=True):
-        assert after == pytest.approx(before, rel=1e-5)
+    assert_same(resumed.rows, whole.rows)
     assert len(list((folder / runs.CHECKPOINT_FOLDER).iterdir())) == 1
 
 
@@ -175,7 +199,7 @@ def test_dropout_resumes_where_it_was(fit):
     whole, folder, _ = fit("whole", epochs=2, augment=False, dropout=0.5)
     fit("parts", epochs=2, augment=False, dropout=0.5, until=1)
     parts, _, _ = fit("parts", epochs=2, augment=False, dropout=0.5)
-    assert parts.rows[1] == pytest.approx(whole.rows[1], rel=1e-5)
+    assert_same(parts.rows, whole.rows)
     saved = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
     assert not [layer for layer in saved.layers if isinstance(layer, keras.layers.Dropout)]
 

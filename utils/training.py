@@ -38,11 +38,18 @@ class TrainingError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a fit leaves: one row an epoch (``epoch``, ``loss``, ``accuracy``, ``val_*``, ``learning_rate``)."""
+    """What a fit leaves: one row an epoch, with those before an interruption.
+
+    A row has ``epoch``, ``loss``, ``accuracy``, ``val_*``, ``learning_rate`` and ``seconds``.
+    """
 
     rows: list[dict[str, float]]
     best_epoch: int
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """What all epochs took together."""
+        return sum(row["seconds"] for row in self.rows)
 
 
 class Batches(keras.utils.PyDataset):
@@ -97,6 +104,7 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.network, self.run_dir, self.settings, self.rows = network, run_dir, settings, rows
         self.last = min(until or settings.epochs, settings.epochs)
+        self.epoch_began = time.monotonic()
 
     @property
     def best_epoch(self) -> int:
@@ -112,11 +120,17 @@ class Recorder(keras.callbacks.Callback):
         stuck = bool(patience and self.rows and len(self.rows) - self.best_epoch >= patience)
         return stuck or len(self.rows) >= self.last
 
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.epoch_began = time.monotonic()
+        if self.settings.learning_rate_schedule == "plateau":
+            self.model.optimizer.learning_rate = _plateau_rate(self.settings, self.rows)
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         row = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(row["loss"]):
             raise TrainingError(f"the loss is {row['loss']} in epoch {epoch + 1}: set a lower LEARNING_RATE")
-        self.rows.append({"epoch": epoch + 1, **row, "learning_rate": float(self.model.optimizer.learning_rate)})
+        row |= {"learning_rate": float(self.model.optimizer.learning_rate)}
+        self.rows.append({"epoch": epoch + 1, **row, "seconds": round(time.monotonic() - self.epoch_began, 2)})
         runs.write(self.run_dir / runs.TRAINING_LOG_FILE, self._write_log)
         if self.best_epoch == len(self.rows):
             runs.write(self.run_dir / runs.BEST_MODEL_FILE, self.network.save)
@@ -156,7 +170,6 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     Raises:
         TrainingError: the loss is not a number any more, or the model has no place for ``DROPOUT``.
     """
-    started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
     with devices.shared(settings):
         if start := model_files.start(settings, model.name):
@@ -166,7 +179,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     recorder = Recorder(model, run_dir, settings, rows, until)
     if not recorder.finished:
         _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
-    return Training(recorder.rows, recorder.best_epoch, time.monotonic() - started)
+    return Training(recorder.rows, recorder.best_epoch)
 
 
 def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) -> dict[str, float]:
@@ -215,7 +228,7 @@ def _fit(
         validation_data=Batches(splits.pool, splits.validation, 512, smallest=smallest),
         initial_epoch=initial_epoch,
         epochs=settings.epochs,
-        callbacks=[seeds, keeper, *_callbacks(description, settings)],
+        callbacks=[seeds, keeper, progress(description)],
         # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
         shuffle=False,
         verbose=0,
@@ -289,14 +302,15 @@ def _learning_rate(settings: Settings, steps_per_epoch: int):
     )
 
 
-def _callbacks(description: str, settings: Settings) -> list[keras.callbacks.Callback]:
-    callbacks = [progress(description)]
-    if settings.learning_rate_schedule == "plateau":
-        plateau = keras.callbacks.ReduceLROnPlateau(
-            factor=settings.plateau_factor, patience=settings.plateau_patience, min_lr=settings.learning_rate / 1000
-        )
-        callbacks.append(plateau)
-    return callbacks
+def _plateau_rate(settings: Settings, rows: list[dict[str, float]]) -> float:
+    """The rate after these epochs, as of ``keras.callbacks.ReduceLROnPlateau``, which forgets all when resumed."""
+    rate, best, waited = settings.learning_rate, math.inf, 0
+    for row in rows:
+        better = row["val_loss"] < best - 1e-4
+        best, waited = (row["val_loss"], 0) if better else (best, waited + 1)
+        if waited == settings.plateau_patience:
+            rate, waited = max(rate * settings.plateau_factor, settings.learning_rate / 1000), 0
+    return rate
 
 
 def _write_checkpoint(trainer: keras.Model, run_dir: Path, epoch: int) -> None:
@@ -319,4 +333,5 @@ def _resume(trainer: keras.Model, run_dir: Path) -> list[dict[str, float]]:
     with (run_dir / runs.TRAINING_LOG_FILE).open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
     log.info("resuming %s after epoch %d", run_dir, epochs)
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    # Runs of earlier versions have no seconds.
+    return [{**row, "epoch": int(row["epoch"]), "seconds": row.get("seconds", 0.0)} for row in rows]
