@@ -13,7 +13,7 @@ CELL = 64  # side of one glyph's square in the atlas, pixels
 CELL_DIGIT = 40  # height of the digits within it; the margin keeps the distance field's outside
 _CANVAS = 256  # side of the square a glyph is drawn on before it is measured, pixels
 _MAX_SYSTEM_FONTS = 600
-_FAMILY_WEIGHTS = {"drum": 0.48, "hershey": 0.12, "font": 0.40}
+_FAMILY_WEIGHTS = {"drum": 0.68, "hershey": 0.07, "font": 0.25}
 _SEGMENTS = {0: "abcdef", 1: "bc", 2: "abdeg", 3: "abcdg", 4: "bcfg", 5: "acdfg", 6: "acdefg", 7: "abc", 8: "abcdefg",
              9: "abcdfg"}  # fmt: skip
 # Pen strokes as "x,y x,y ...", y upwards, height 21; strokes of one digit are separated by "|".
