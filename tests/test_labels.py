@@ -98,6 +98,18 @@ def test_every_class_name_reads_back() -> None:
     assert [labels.parse(name).tenths for name in labels.class_names(100)] == list(range(100))
 
 
+def test_labels_as_text_read_back() -> None:
+    for nb_classes in (10, 100):
+        assert [labels.parse(labels.text(tenths, nb_classes)).tenths for tenths in range(100)] == list(range(100))
+    assert [labels.text(30, nb_classes) for nb_classes in (10, 100)] == ["3", "3.0"]
+
+
+def test_ten_alone_does_not_number_folders() -> None:
+    assert not labels.are_class_numbers([str(digit) for digit in range(11)])
+    assert labels.are_class_numbers(["7", "10", "11"]) and labels.are_class_numbers(["90"])
+    assert labels.parse_folder_name("10", numbered=False) is None
+
+
 def test_targets_without_spread_are_one_hot() -> None:
     np.testing.assert_array_equal(labels.targets(100), np.eye(100))
     assert labels.targets(10)[[34, 35, 95]].argmax(axis=1).tolist() == [3, 4, 0]

@@ -38,6 +38,7 @@ def test_declaration_and_its_defaults():
         ({"path": None}, '"path" is None'),
         ({"type": "label_file", "labels": "a\0"}, '"labels" is'),
         ({"name": " "}, "\"name\" is ' '"),
+        ({"name": "a/b"}, '"name" is \'a/b\'; accepted is a text that is not empty, without "/"'),
         ({"augmented": 1}, '"augmented" is 1; accepted is True or False'),
         ({"whole_digits": "yes"}, "\"whole_digits\" is 'yes'"),
     ],
@@ -105,6 +106,7 @@ def test_lists_of_sources():
         (["3/3.4_a.png", "4/3.8_b.png"], "filename"),
         (["readme.txt"], "filename"),
         (["7/a.png", "34/b.png"], "folder_structure"),
+        (["7/a.png", "10/b.png"], "folder_structure"),
         (["10/7.1_a.png", "11/3.4_b.png"], "filename"),
     ],
 )
@@ -140,6 +142,15 @@ def test_a_listed_folder_only_gets_the_weight(tmp_path, monkeypatch):
     assert name == "mine"
     assert declared == [{**listed[0], "weight": 300.0}]
     assert listed[0]["weight"] == 0.5
+
+
+def test_a_listed_folder_whose_label_file_is_not_listed_is_refused(tmp_path):
+    (tmp_path / "labels.txt").touch()
+    listed = [{"name": "failed", "type": "filename", "path": str(tmp_path)}]
+    with pytest.raises(SourceError, match=r"'failed' .* type 'filename', but .* labels.txt: set its \"type\" to"):
+        sources.with_source(listed, sources.declare(tmp_path, 300.0))
+    listed[0]["type"] = "label_file"
+    assert sources.with_source(listed, sources.declare(tmp_path, 300.0)) == ([{**listed[0], "weight": 300.0}], "failed")
 
 
 def test_a_new_folder_is_appended_under_a_free_name(tmp_path):

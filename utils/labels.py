@@ -53,8 +53,11 @@ def parse_file_name(name: str) -> Label | None:
 
 
 def are_class_numbers(folders: Collection[str]) -> bool:
-    """Whether class folders of these names are numbered (34/ can't be a digit; then 7/ beside it is 0.7, not 7.0)."""
-    return any(re.fullmatch("[1-9][0-9]", name) for name in folders) and not any("." in name for name in folders)
+    """Whether class folders of these names are numbered (34/ can't be a digit; then 7/ beside it is 0.7, not 7.0).
+
+    10/ alone does not say so: beside 0/ to 9/ it holds what nobody can read.
+    """
+    return any(re.fullmatch("1[1-9]|[2-9][0-9]", name) for name in folders) and not any("." in name for name in folders)
 
 
 def parse_folder_name(name: str, numbered: bool) -> Label | None:
@@ -95,6 +98,13 @@ def class_names(nb_classes: int) -> list[str]:
     if nb_classes == NB_TENTHS:
         return [f"{tenths // 10}.{tenths % 10}" for tenths in range(NB_TENTHS)]
     return [str(digit) for digit in range(nb_classes)]
+
+
+def text(tenths: int, nb_classes: int) -> str:
+    """The label that :func:`parse` reads as these tenths, 0..99: "3.4", "3.0"; for 10 classes "3.4", "3"."""
+    label = f"{tenths // 10}.{tenths % 10}"
+    # A whole digit with a tenth behind it would pass for one that was read to the tenth.
+    return label.removesuffix(".0") if nb_classes == 10 else label
 
 
 def main_metric(nb_classes: int) -> str:

@@ -133,13 +133,13 @@ def _meter_changes(results: dict, shown: int = 5) -> list[str]:
 
 
 def _reviewed(splits: Splits, bad: np.ndarray, old: np.ndarray, new: np.ndarray, aside: np.ndarray) -> list[Reviewed]:
-    names = labels.class_names(splits.pool.nb_classes)
-    answers = [_answers(logits, names) for logits in (old, new)]
-    rows = zip(bad, splits.pool.images(bad), splits.pool.classes(bad), *answers, strict=True)
+    nb_classes = splits.pool.nb_classes
+    answers = [_answers(logits, labels.class_names(nb_classes)) for logits in (old, new)]
+    rows = zip(bad, splits.pool.images(bad), splits.pool.tenths[bad], *answers, strict=True)
     kept = set(aside.tolist())
     return [
-        Reviewed(splits.pool.files[index], image, names[true], was, now, learnt=index not in kept)
-        for index, image, true, was, now in rows
+        Reviewed(splits.pool.files[index], image, labels.text(tenths, nb_classes), was, now, learnt=index not in kept)
+        for index, image, tenths, was, now in rows
     ]
 
 

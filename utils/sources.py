@@ -39,7 +39,8 @@ def _is_number(value: Any, kind: type) -> bool:
 
 # Of each key what tells whether a value is accepted, and what is.
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (_is_text, "a text that is not empty"),
+    # A meter is named by its source and folder: with "/" in both, two meters could have one name.
+    "name": (lambda v: _is_text(v) and "/" not in v, 'a text that is not empty, without "/"'),
     "type": (_is_text, "a text"),
     "path": (lambda v: isinstance(v, Path) or (_is_text(v) and "\0" not in v), "a folder's path as text"),
     "weight": (lambda v: _is_number(v, Real) and 0 <= v <= MAX_WEIGHT, f"a number of 0 to {MAX_WEIGHT:,}"),
@@ -158,12 +159,17 @@ def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[
     """A new list with ``entry``, and the source's name in it: a folder that is listed already only gets the weight.
 
     Raises:
-        SourceError: one of the declared sources is not accepted.
+        SourceError: one of the declared sources is not accepted, or the folder is listed without its ``labels.txt``.
     """
     folder = Path(entry["path"]).resolve()
     listed = parse_sources(declared, "DATA_SOURCES")
     for number, known in enumerate(listed):
         if known.path and known.path.resolve() == folder:
+            if entry["type"] == "label_file" != known.type:
+                raise SourceError(
+                    f"data source {known.name!r} in DATA_SOURCES in parameters.py is of type {known.type!r}, but its"
+                    f' folder has a labels.txt: set its "type" to "label_file", or take the file away'
+                )
             changed = {**declared[number], "weight": entry["weight"]}
             return [*declared[:number], changed, *declared[number + 1 :]], known.name
     taken = {known.name for known in listed}
