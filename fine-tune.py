@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, model_files, sources
+from utils import chips, console, devices, model_files, sources
 from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
@@ -40,6 +40,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
 
     splits = loader.load(settings, new, aside_from=100)
     console.import_tensorflow(settings.gpu_memory_growth)
+    devices.require_tensorflow("fine-tune.py")
     from utils import session
 
     plan = Plan(

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, model_files, sources
+from utils import chips, console, devices, model_files, sources
 from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, Plan
@@ -40,6 +40,7 @@ def retrain(arguments: argparse.Namespace) -> int:
 
     splits = loader.load(settings, [name], aside_from=20)
     console.import_tensorflow(settings.gpu_memory_growth)
+    devices.require_tensorflow("retrain.py")
     from utils import retraining, session
 
     plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import models
-from utils import chips, console, devices, search_space
+from utils import chips, console, devices, runs, search_space
 from utils import settings as settings_module
 from utils.errors import exit_code
 
@@ -32,7 +32,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Settings]:
     taught = {"teachers": arguments.teacher} if arguments.teacher else {}
-    settings = settings_module.load(**settings_module.parse_assignments(arguments.set), **taught)
+    given = settings_module.parse_assignments(arguments.set) | taught
+    settings = runs.read_settings(arguments.resume).settings if arguments.resume else settings_module.load(**given)
     chips.check(settings)
     if arguments.use_tuner:
         search_space.check(settings, model_is_given=bool(arguments.train or arguments.train_all))
@@ -65,8 +66,7 @@ def train(arguments: argparse.Namespace) -> int:
     elif min(arguments.jobs, len(names)) > 1:
         outcomes = session.train_side_by_side(names, settings, options, arguments.jobs)
     else:
-        one_by_one = tuning.train if arguments.use_tuner else session.train
-        outcomes = one_by_one(names, settings, options, splits)
+        outcomes = (tuning if arguments.use_tuner else session).train(names, settings, options, splits)
     print(session.summary(outcomes))
     return int(any(outcome.results is None or session.refusals(outcome) for outcome in outcomes))
 

@@ -3,10 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-from utils import devices, evaluation, loader, model_files, runs
+from utils import devices, evaluation, loader, model_files, runs, tuning
 from utils import settings as settings_module
 
 SMALL = {"data_sources": [{"name": "synthetic", "type": "synthetic", "count": 240}], "augment": False}
@@ -64,6 +65,15 @@ def test_more_devices_than_there_are_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(devices, "KIND", "CPU")
     with pytest.raises(devices.DeviceError, match="GPUS = 2: TensorFlow finds 1 here; set GPUS = 1"):
         devices.check(tiny(gpus=2))
+
+
+def test_what_only_tensorflow_does_is_refused_elsewhere(tiny, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(devices.DeviceError, match="GPUS = 2 needs TensorFlow and Keras runs on jax"):
+        devices.check(tiny(gpus=2))
+    settings = tiny(nb_classes=100, tuner_objective="int8_within_0.1")
+    with pytest.raises(devices.DeviceError, match=r"TUNER_OBJECTIVE = .* needs TensorFlow"):
+        tuning.search(settings, None)
 
 
 def test_one_device_is_not_looked_for(tiny, monkeypatch):

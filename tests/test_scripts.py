@@ -1,6 +1,7 @@
 """Each entry script as a user runs it: a process of its own on a tiny set."""
 
 import csv
+import dataclasses
 import json
 import os
 import resource
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import train
 from tests.conftest import write_digit
-from utils import synthetic
+from utils import runs, synthetic
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -75,6 +77,17 @@ def test_bad_data_is_refused_without_tensorflow(tmp_path):
     assert done.returncode == 2
     assert "data source 'kitchen': folder nowhere not found" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_teachers_of_the_command_win():
+    arguments = train.parse_arguments(["--teacher", "a", "b", "--set", "TEACHERS=['c']"])
+    assert train.choose(arguments)[1].teachers == ["a", "b"]
+
+
+def test_a_run_is_resumed_with_its_own_settings(trained_run, tmp_path):
+    _, settings, _ = trained_run
+    runs.save_settings(tmp_path, dataclasses.replace(settings, epochs=77), "cnn32", "")
+    assert train.choose(train.parse_arguments(["--resume", str(tmp_path)]))[1].epochs == 77
 
 
 def test_nothing_to_resume(tmp_path):

@@ -165,6 +165,26 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
         session.resume(run_dir, session.Options())
 
 
+def test_resume_leaves_a_run_alone_that_was_finished_meanwhile(tiny, monkeypatch):
+    cut_power(monkeypatch)
+    settings = tiny(epochs=1)
+    train(settings)
+    monkeypatch.undo()
+    (run_dir,) = runs.Path(settings.output_dir).iterdir()
+    load, finished = loader.load, []
+
+    def load_slowly(settings):
+        if not finished:
+            finished.append(True)
+            finished.append(session.resume(run_dir, session.Options()))
+        return load(settings)
+
+    monkeypatch.setattr(loader, "load", load_slowly)
+    outcome = session.resume(run_dir, session.Options())
+    assert finished[1].results and "this run is finished" in outcome.error
+    assert json.loads((run_dir / runs.RESULTS_FILE).read_text()) == finished[1].results
+
+
 def test_resume_does_not_start_over_on_a_trained_network(tiny, monkeypatch):
     cut_power(monkeypatch)
     settings = tiny(checkpoint_epochs=0)

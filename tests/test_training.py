@@ -247,6 +247,15 @@ def test_start_from_shortens_training(fit, trained_run):
     assert first[1] < 0.9 * first[0]
 
 
+def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_run, tmp_path):
+    start = tmp_path / "start.keras"
+    start.write_bytes((trained_run[0].run_dir / runs.BEST_MODEL_FILE).read_bytes())
+    options = {"epochs": 2, "start_from": str(start)}
+    fit("whole", **options, until=1)
+    start.unlink()
+    assert len(fit("whole", **options)[0].rows) == 2
+
+
 def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_run, tiny):
     outcome, _, _ = trained_run
     settings = tiny(start_from=str(outcome.run_dir))

@@ -1,4 +1,4 @@
-"""The graphics cards of this machine, and training on several of them."""
+"""What Keras computes with: TensorFlow or not, and the graphics cards of this machine."""
 
 import contextlib
 import functools
@@ -11,17 +11,31 @@ KIND = "GPU"
 
 
 class DeviceError(UserError):
-    """More graphics cards are asked for than there are. The message says how many there are."""
+    """What is asked for can't be computed here. The message says what there is."""
+
+
+def require_tensorflow(what: str) -> None:
+    """Refuses what only TensorFlow can do where Keras has another backend; imports Keras.
+
+    Raises:
+        DeviceError: Keras runs on something else.
+    """
+    with console.quiet_native():
+        import keras
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise DeviceError(f"{what} needs TensorFlow and Keras runs on {backend}: unset KERAS_BACKEND")
 
 
 def check(settings: Settings) -> None:
     """Refuses more ``GPUS`` than this machine has, before anything long; TensorFlow is imported only to count them.
 
     Raises:
-        DeviceError: there are fewer.
+        DeviceError: there are fewer, or Keras has another backend than TensorFlow.
     """
     if settings.gpus == 1:
         return
+    require_tensorflow(f"GPUS = {settings.gpus}")
     with console.quiet_native():
         import tensorflow as tf
 

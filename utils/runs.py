@@ -82,8 +82,10 @@ def hold(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held, or the next holder's would be removed. Windows removes it by itself, on release.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def check_writable(files: Iterable[Path | None]) -> None:
@@ -148,8 +150,7 @@ def read_settings(run_dir: Path) -> Started:
     path = run_dir / SETTINGS_FILE
     if not path.is_file():
         raise RunError(f"{run_dir}: no run folder to resume ({SETTINGS_FILE} is missing)")
-    if (run_dir / RESULTS_FILE).is_file() and without_device_files(run_dir) is None:
-        raise RunError(f"{run_dir}: this run is finished, there is nothing to resume")
+    check_unfinished(run_dir)
     if model := fine_tuned_from(run_dir):
         raise RunError(f"{run_dir}: {not_resumable(model)}")
     try:
@@ -166,6 +167,12 @@ def read_settings(run_dir: Path) -> Started:
             f" {BEST_MODEL_FILE}; train anew, or from there with START_FROM"
         )
     return started
+
+
+def check_unfinished(run_dir: Path) -> None:
+    """Raises RunError if the run's files are all there."""
+    if (run_dir / RESULTS_FILE).is_file() and without_device_files(run_dir) is None:
+        raise RunError(f"{run_dir}: this run is finished, there is nothing to resume")
 
 
 def fine_tuned_from(run_dir: Path) -> str | None:

@@ -219,6 +219,8 @@ def _run(
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):
+        # Another process may have finished it while this one read pictures.
+        runs.check_unfinished(run_dir)
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)

@@ -171,11 +171,13 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         TrainingError: the loss is not a number any more, or the model has no place for ``DROPOUT``.
     """
     keras.utils.set_random_seed(settings.seed)
+    checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.weights.h5"), default=None)
     with devices.shared(settings):
-        if start := model_files.start(settings, model.name):
+        # A checkpoint has all weights: what the run began with may be gone meanwhile.
+        if checkpoint is None and (start := model_files.start(settings, model.name)):
             model_files.copy_weights(model_files.load(start), model)
         trainer, augmentation = _trainer(model, splits, settings)
-        rows = _resume(trainer, run_dir)
+        rows = _resume(trainer, checkpoint, run_dir) if checkpoint else []
     recorder = Recorder(model, run_dir, settings, rows, until)
     if not recorder.finished:
         _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
@@ -322,14 +324,11 @@ def _write_checkpoint(trainer: keras.Model, run_dir: Path, epoch: int) -> None:
         path.unlink()
 
 
-def _resume(trainer: keras.Model, run_dir: Path) -> list[dict[str, float]]:
-    """Loads the last checkpoint into ``trainer``; returns the rows of the epochs it has behind it."""
-    checkpoints = sorted((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.weights.h5"))
-    if not checkpoints:
-        return []
+def _resume(trainer: keras.Model, checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
+    """Loads the checkpoint into ``trainer``; returns the rows of the epochs it has behind it."""
     trainer.optimizer.build(trainer.trainable_variables)
-    trainer.load_weights(checkpoints[-1])
-    epochs = int(checkpoints[-1].name.split("_")[1].split(".")[0])
+    trainer.load_weights(checkpoint)
+    epochs = int(checkpoint.name.split("_")[1].split(".")[0])
     with (run_dir / runs.TRAINING_LOG_FILE).open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
     log.info("resuming %s after epoch %d", run_dir, epochs)
