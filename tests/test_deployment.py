@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from utils import gate, golden, loader, manifest, micro, session, targets
+import models
+from utils import deployment, gate, golden, loader, manifest, micro, session, targets
 
 
 def train(settings):
@@ -89,6 +90,14 @@ def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
     text = "tflite_micro refuses cnn32_quantized.tflite: too large for the chip"
     assert session.refusals(outcome) == [text]
     assert text in session.summary([outcome])
+
+
+def test_what_a_device_will_refuse_is_said_before_training(tiny, caplog):
+    settings = tiny(deploy_targets=["tflite_micro", "ai_on_the_edge"], nb_classes=100)
+    for name in ("digit_recognizer_v4", "digit_recognizer_v6"):
+        deployment.foresee(models.get(name).build(settings.input_shape, 100), settings)
+    (record,) = caplog.records
+    assert "ai_on_the_edge will refuse digit_recognizer_v4 once it is trained: operator MEAN" in record.getMessage()
 
 
 def test_few_calibration_pictures_are_warned_about(tiny, caplog):

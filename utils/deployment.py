@@ -81,7 +81,9 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
     plain = [] if "tflite_micro" in settings.deploy_targets else [None]
     for target in dict.fromkeys([*plain, *settings.deploy_targets]):
-        files.append(_for_device(quantized, target, kind, samples, settings))
+        files.append(file := _for_device(quantized, target, kind, samples, settings))
+        if file.verdict:
+            _log(file.verdict, file.name)
     if mode.espdl:
         for name, made, verdict in espdl_deployment.make(model, quantized, splits, settings):
             _log(verdict, name)
@@ -89,8 +91,19 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     return files
 
 
+def foresee(model: keras.Model, settings: Settings) -> None:
+    """Logs what devices that know few operators have against an architecture, trained or not: training takes long."""
+    narrow = [name for name in settings.deploy_targets if targets.get(name).operators != targets.MICRO_OPERATORS]
+    if narrow:
+        noise = np.random.default_rng(settings.seed).integers(0, 256, (16, *settings.input_shape)).astype(np.uint8)
+        quantized = fake_quant.quantize(model, noise)
+        for target in narrow:
+            for reason in _for_device(quantized, target, "ptq", None, settings).verdict.reasons:
+                log.warning("%s will refuse %s once it is trained: %s", target, model.name, reason)
+
+
 def _for_device(
-    quantized: keras.Model, target: str | None, kind: str, samples: np.ndarray, settings: Settings
+    quantized: keras.Model, target: str | None, kind: str, samples: np.ndarray | None, settings: Settings
 ) -> DeviceFile:
     from utils import export
 
@@ -102,7 +115,6 @@ def _for_device(
     if target is None:
         return DeviceFile(name, content, kind)
     verdict = gate.check(target, content, settings.nb_classes, targets.soft_labels(settings), samples)
-    _log(verdict, name)
     companion = targets.companion_name(target, quantized.name, settings.nb_classes, settings.model_version)
     return DeviceFile(name, content, kind, verdict, companion)
 

@@ -216,6 +216,8 @@ def _run(
     with devices.shared(settings):
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
+        if mode.int8 and keras.backend.backend() == "tensorflow":
+            deployment.foresee(model, settings)
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):
