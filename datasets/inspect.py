@@ -30,8 +30,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def inspect(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
-    for file in filter(None, (arguments.csv, arguments.html)):
-        check_folder(file)
+    runs.check_writable([arguments.csv, arguments.html])
     model = recognizers.load(arguments.model, Path()) if arguments.model else None
     found = inspection.inspect(arguments.sources, model)
     print(inspection.summary(found))
@@ -41,11 +40,6 @@ def inspect(arguments: argparse.Namespace) -> int:
     if arguments.html:
         write(arguments.html, inspection_page.page(title, found))
     return int(inspection.is_damaged(found))
-
-
-def check_folder(path: Path) -> None:
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise UserError(f"{path}: cannot be written, name a file in a folder that is there")
 
 
 def write(path: Path, text: str) -> None:

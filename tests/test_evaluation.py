@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utils import evaluation, export
+from utils import evaluation, export, micro
 
 
 def test_metrics_count_on_the_ring():
@@ -69,9 +69,9 @@ def test_order_is_kept_over_several_workers(trained_run, rng, monkeypatch):
     outcome, _, splits = trained_run
     content = (outcome.run_dir / "cnn32_float.tflite").read_bytes()
     images = splits.pool.images(rng.permutation(len(splits.pool.tenths))[:450])
-    monkeypatch.setattr(evaluation, "cpu_count", lambda: 4)
+    monkeypatch.setattr(micro.os, "cpu_count", lambda: 4)
     spread = evaluation.tflite_logits(content, images)
-    monkeypatch.setattr(evaluation, "cpu_count", lambda: 1)
+    monkeypatch.setattr(micro.os, "cpu_count", lambda: 1)
     np.testing.assert_array_equal(spread, evaluation.tflite_logits(content, images))
 
 

@@ -37,9 +37,15 @@ def clean_wheels(positions: list[float], typeface: int) -> synthetic._Wheels:
     return synthetic._Wheels(**values)
 
 
+def digit_mask(wheels: synthetic._Wheels, atlas: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The wheels' print without light, frame or camera: (N, H, W) float32, 1 = ink."""
+    x, strip, _ = synthetic._strip_coordinates(wheels, *synthetic._window_coordinates(wheels, height, width))
+    return synthetic._ink(wheels, atlas, x, strip, np.rint(strip))
+
+
 def clean_masks(positions: list[float], typeface: str = "DejaVuSans-Bold", height: int = 100) -> np.ndarray:
     names, atlas = typefaces.load(typefaces.font_files(False))
-    return synthetic._digit_mask(clean_wheels(positions, names.index(typeface)), atlas, height, 60)
+    return digit_mask(clean_wheels(positions, names.index(typeface)), atlas, height, 60)
 
 
 def test_one_seed_gives_the_same_pictures_and_another_seed_others(digits):
@@ -112,7 +118,7 @@ def test_a_print_of_its_own_keeps_a_digits_height_and_place(change):
     own = dataclasses.replace(
         plain, **{name: np.full_like(getattr(plain, name), value) for name, value in change.items()}
     )
-    masks = [synthetic._digit_mask(wheels, atlas, 100, 60) for wheels in (plain, own)]
+    masks = [digit_mask(wheels, atlas, 100, 60) for wheels in (plain, own)]
     assert (np.abs(masks[1] - masks[0]).mean(axis=(1, 2)) > 0.005).sum() >= 8
     ends = [[np.flatnonzero(mask.max(axis=1) > 0.5)[[0, -1]] for mask in found] for found in masks]
     np.testing.assert_allclose(ends[1], ends[0], atol=1)
@@ -123,7 +129,7 @@ def test_a_waist_moves_the_middle_of_a_three_down():
     plain = clean_wheels([3.0], names.index("DejaVuSans-Bold"))
     lower = dataclasses.replace(plain, waist=np.full(1, 0.16, np.float32))
     # The bar in the middle of the 3 is the lowest row that is inked left of it.
-    rows = [np.flatnonzero(synthetic._digit_mask(w, atlas, 100, 60)[0, 35:65, 27] > 0.5) for w in (plain, lower)]
+    rows = [np.flatnonzero(digit_mask(w, atlas, 100, 60)[0, 35:65, 27] > 0.5) for w in (plain, lower)]
     assert 2 < rows[1].mean() - rows[0].mean() < 7  # 0.16 of half of 60 rows
 
 

@@ -1,5 +1,6 @@
 """From a trained model to its ESP-DL files: one for each chip, past the gate, with a project that runs it there."""
 
+import functools
 import logging
 import shutil
 from collections.abc import Iterator
@@ -63,4 +64,4 @@ def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits, thre
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         runs.write_text(folder / path, text)
     for file in (name, debug_name):
-        shutil.copyfile(run_dir / file, folder / espdl_project.MODEL_FOLDER / file)
+        runs.write(folder / espdl_project.MODEL_FOLDER / file, functools.partial(shutil.copyfile, run_dir / file))

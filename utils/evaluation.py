@@ -1,15 +1,12 @@
 """The same metrics for a Keras model and for an exported file, on the same pictures."""
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from utils import confidence, console, espdl_file, espdl_run, labels, micro, tflite_file
 
-BATCH = 512  # pictures a step of the Keras model
+BATCH = 512  # pictures computed at once
 RESAMPLES = 1000  # of the meters, for an interval
 
 
@@ -46,48 +43,15 @@ def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite
     """
     facts = tflite_file.read(content)
     inputs = micro.inputs_for(facts, images)
-    quantized = not facts.float_tensors
-    run = _micro_outputs if quantized and micro.available() else _litert_outputs
-    with console.progress(None, description, len(images)) as bar:
-        raw = run(content, inputs, quantized, bar)
+    exact = micro.run if micro.available() else micro.reference
+    run = micro.floating if facts.float_tensors else exact
+    starts = console.progress(range(0, max(len(inputs), 1), BATCH), description, unit="batch")
+    raw = np.concatenate([run(content, inputs[start : start + BATCH]) for start in starts])
     values, step = raw.astype(np.float32), 1e-6
     if facts.output.scale is not None:
         values, step = (values - facts.output.zero_point) * facts.output.scale, facts.output.scale
     # An 8-bit probability of 0 is one below half a step.
     return np.log(np.maximum(values, step / 2)) if facts.gives_probabilities else values
-
-
-def _micro_outputs(content: bytes, inputs: np.ndarray, quantized: bool, bar) -> np.ndarray:
-    outputs = []
-    for start in range(0, max(len(inputs), 1), BATCH):
-        outputs.append(micro.run(content, inputs[start : start + BATCH]))
-        bar.update(len(outputs[-1]))
-    return np.concatenate(outputs)
-
-
-def _litert_outputs(content: bytes, inputs: np.ndarray, quantized: bool, bar) -> np.ndarray:
-    """Spread over the cores, one interpreter each; made here, since silencing native code is not for threads."""
-    kernels = OpResolverType.BUILTIN_REF if quantized else OpResolverType.AUTO
-    chunks = np.array_split(inputs, min(cpu_count() or 1, max(1, len(inputs) // 100)))
-    with console.quiet_native():
-        interpreters = [
-            Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kernels) for _ in chunks
-        ]
-        for interpreter in interpreters:
-            interpreter.allocate_tensors()
-    with ThreadPoolExecutor(len(chunks)) as pool:
-        return np.concatenate(list(pool.map(lambda pair: _invoke(*pair, bar), zip(interpreters, chunks, strict=True))))
-
-
-def _invoke(interpreter: Interpreter, inputs: np.ndarray, bar) -> np.ndarray:
-    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
-    outputs = np.empty((len(inputs), target["shape"][-1]), target["dtype"])
-    for number in range(len(inputs)):
-        interpreter.set_tensor(source["index"], inputs[number : number + 1])
-        interpreter.invoke()
-        outputs[number] = interpreter.get_tensor(target["index"])[0]
-        bar.update()
-    return outputs
 
 
 def tie_share(logits: np.ndarray) -> float:

@@ -138,7 +138,7 @@ def fit(
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
     old_weights = [weight.numpy() for weight in model.trainable_weights]
-    rows = _Rows(splits, chosen, teacher, plan, settings)
+    rows = _Rows(splits, chosen, teacher, settings)
     _trainer(model, plan).fit(
         rows,
         epochs=plan.epochs,
@@ -159,7 +159,7 @@ def fit(
 class _Rows(keras.utils.PyDataset):
     """Batches ``((pictures (N, H, W, C) float32, closed classes (N, classes)), targets (N, classes))``."""
 
-    def __init__(self, splits: Splits, chosen: Mix, teacher: keras.Model | None, plan: Plan, settings: Settings):
+    def __init__(self, splits: Splits, chosen: Mix, teacher: keras.Model | None, settings: Settings):
         super().__init__()
         self.rng = np.random.default_rng(settings.seed)
         self.per_batch = math.ceil(BATCH_SIZE * chosen.new_share)

@@ -36,28 +36,10 @@ def make(content: bytes, images: np.ndarray) -> Golden:
     return Golden(inputs, micro.reference(content, inputs), "LiteRT reference kernels")
 
 
-def differing(content: bytes, expected: Golden) -> int:
-    """Number of golden pictures for which a file now gives other outputs than recorded; 0 if nothing has changed.
-
-    Raises:
-        FileError: no TFLite file.
-        MicroError: the file doesn't run, or the outputs were recorded with TFLite Micro and it is missing here.
-    """
-    run = micro.run if expected.made_with == "TFLite Micro" else micro.reference
-    found = run(content, expected.inputs)
-    return int((found != expected.outputs).any(axis=1).sum())
-
-
 def write_npz(path: Path, value: Golden) -> None:
     """Writes ``inputs``, ``outputs`` and ``made_with`` as a NumPy archive, to be used through ``runs.write``."""
     with open(path, "wb") as file:
         np.savez_compressed(file, inputs=value.inputs, outputs=value.outputs, made_with=value.made_with)
-
-
-def read_npz(path: Path) -> Golden:
-    """Reads what :func:`write_npz` wrote."""
-    with np.load(path) as archive:
-        return Golden(archive["inputs"], archive["outputs"], str(archive["made_with"]))
 
 
 def header(name: str, value: Golden) -> str:

@@ -153,12 +153,6 @@ def _ink(wheels: _Wheels, atlas: np.ndarray, x: np.ndarray, strip: np.ndarray, d
     return np.clip(0.5 + (field + per_picture(wheels.boldness)) * size * height, 0, 1)
 
 
-def _digit_mask(wheels: _Wheels, atlas: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The wheels' print without light, frame or camera: (N, H, W) float32, 1 = ink."""
-    x, strip, _ = _strip_coordinates(wheels, *_window_coordinates(wheels, height, width))
-    return _ink(wheels, atlas, x, strip, np.rint(strip))
-
-
 # --- Paint -----------------------------------------------------------------------------------------------------------
 
 
