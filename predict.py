@@ -29,6 +29,8 @@ def predict(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
     files = prediction.find_pictures(arguments.pictures, without=arguments.save)
     model = recognizers.load(arguments.model, Path(settings.output_dir))
+    if arguments.save:
+        prediction.open_folder(arguments.save)
     threshold = next(x for x in (arguments.threshold, model.threshold, prediction.THRESHOLD) if x is not None)
     if not model.facts.known:
         log.warning(

@@ -88,6 +88,16 @@ def test_pairs_are_compared_by_what_both_read(results):
     assert "run, clock.tflite: no more than chance" in text
 
 
+def test_displays_are_no_drums_and_drawn_digits_are_enlarged_smoothly():
+    drawn = benchmark_pictures.drums()
+    share = 1 - drawn.rolling.mean()
+    assert 0.1 < share < 0.25
+    assert set(drawn.tenths[~drawn.rolling] % 10) == {0}
+    assert set(drawn.tenths[drawn.rolling]) == set(range(100))
+    large = drawn.rgb(64, 40)[:50].astype(int)
+    assert (large[:, 1::2] != large[:, ::2]).mean() > 0.3
+
+
 def test_robustness_cards(results):
     card = entry(results, "run")["robustness"]
     scores = {change["name"]: change["score"] for change in card["changes"]}
@@ -99,7 +109,7 @@ def test_robustness_cards(results):
     assert (scores["red and blue swapped"], scores["grey"]) == (1, 1)
     # The bright pixel stands for another tenth two pixels further on.
     assert scores["2 px to the right"] < 0.1
-    assert entry(results, "eleven.tflite")["robustness"]["metric"] == "accuracy"
+    assert entry(results, "eleven.tflite")["robustness"]["metric"] == "digit"
 
 
 def test_readings_at_the_recommended_confidence(results):

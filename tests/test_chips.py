@@ -71,6 +71,5 @@ def test_modes_are_those_of_the_settings():
     assert {name for names in espdl.TRIED.values() for name in names} == set(espdl.RECIPES)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("", "cnn32_esp32p4.espdl"), ("debug", "cnn32_esp32p4_debug.espdl")])
-def test_file_names(kind, name):
-    assert chips.file_name("cnn32", "esp32p4", kind) == name
+def test_file_names():
+    assert chips.file_name("cnn32", "esp32p4") == "cnn32_esp32p4.espdl"

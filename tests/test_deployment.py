@@ -109,6 +109,15 @@ def test_few_calibration_pictures_are_warned_about(tiny, caplog):
     assert outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["n"] == 8
 
 
+def test_golden_pictures_of_a_name_with_dots_do_not_replace_each_other(trained_run, tmp_path):
+    outcome, _, splits = trained_run
+    content = (outcome.run_dir / "cnn32_quantized.tflite").read_bytes()
+    for kind in ("ptq", "quantized"):
+        deployment._write_golden(tmp_path, deployment.DeviceFile(f"meter.v2_{kind}.tflite", content, kind), splits)
+    names = {f"meter.v2_{kind}{ending}" for kind in ("ptq", "quantized") for ending in (".h", ".npz")}
+    assert {path.name for path in (tmp_path / "golden").iterdir()} == names
+
+
 def test_without_devices_the_plain_file_comes_out_ungated(tiny, monkeypatch):
     monkeypatch.setattr(gate, "check", lambda *_: pytest.fail("nobody asked"))
     outcome = train(tiny(deploy_targets=[], quantized_io_type="float32"))

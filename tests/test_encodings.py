@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 from tests import foreign_files as foreign
-from utils import encodings, labels, measuring, recognizers, tflite_file
+from utils import confidence, encodings, labels, measuring, recognizers, tflite_file
 from utils.encodings import RAW, EncodingError
 from utils.recognizers import RecognizerError
 
@@ -40,6 +40,7 @@ def test_a_short_vector_of_sine_and_cosine_is_unsure():
     shares = encodings.probabilities(np.array([[0.0, -0.3], [0.8, 0.0], [0.0, 0.0]]), "logits")
     assert shares.argmax(axis=1).tolist() == [50, 25, 0]
     np.testing.assert_allclose(shares.max(axis=1), [0.3, 0.8, 0.02])
+    np.testing.assert_allclose(confidence.of_shares(shares), [0.3, 0.8, 0.02])
     np.testing.assert_allclose(shares.sum(axis=1), 1)
 
 

@@ -68,6 +68,12 @@ def bytes_of(model: espdl_file.EspdlModel, images: np.ndarray) -> np.ndarray:
     return ((images.astype(np.int32) - 128) << shift).astype(model.inputs[0].dtype)
 
 
+def trace(model: espdl_file.EspdlModel, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """All tensors by name."""
+    batches = [espdl_run._last(model, batch) for batch in espdl_run._batches(model, inputs)]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
 def visible_tensors(sample: samples.Sample) -> list[str]:
     """Tensors that esp-ppq rounds, too: where an activation follows, it rounds only behind that."""
     hidden = {name for node in sample.model.nodes if node.operator in ("Relu", "Clip", "LUT") for name in node.inputs}
@@ -78,7 +84,7 @@ def visible_tensors(sample: samples.Sample) -> list[str]:
 def largest_differences(sample: samples.Sample, images: np.ndarray) -> dict[str, float]:
     """In steps of each tensor; esp-ppq's order of axes is another."""
     wanted = samples.simulated(sample, images, visible_tensors(sample))
-    computed = espdl_run.trace(sample.model, bytes_of(sample.model, images))
+    computed = trace(sample.model, bytes_of(sample.model, images))
     found = {}
     for name, values in wanted.items():
         steps = values / 2.0 ** sample.model.values[name].exponents[0]
@@ -172,7 +178,7 @@ def test_peaks_are_the_largest_sums(small_sample):
     inputs = bytes_of(model, IMAGES[:3])
     dense = model.nodes[-1]
     weights, bias = (model.initializers[name].values.astype(np.int64) for name in dense.inputs[1:])
-    flat = espdl_run.trace(model, inputs)[dense.inputs[0]].astype(np.int64)
+    flat = trace(model, inputs)[dense.inputs[0]].astype(np.int64)
     wanted = np.abs(flat @ weights.reshape(-1, 10) + bias).max()
     peaks = espdl_run.accumulator_peaks(model, inputs)
     assert peaks[dense.name] == wanted
@@ -190,7 +196,7 @@ def test_targets_round_halves_differently(small_sample):
     model = small_sample.model
     other = dataclasses.replace(model, metadata={"target": "esp32p4"})
     inputs, name = bytes_of(model, IMAGES[:20]), model.nodes[0].outputs[0]
-    up, even = (espdl_run.trace(each, inputs)[name].astype(int) for each in (model, other))
+    up, even = (trace(each, inputs)[name].astype(int) for each in (model, other))
     assert set(np.unique(up - even)) == {0, 1}
 
 

@@ -158,6 +158,17 @@ def test_a_model_that_disagrees_confidently(folder, model, label, suspicious):
     assert bool(inspection.of_kind(inspected.found, "suspicious")) == suspicious
 
 
+def test_labels_of_whole_digits_are_compared_by_digit(folder):
+    draw(folder, "7_a.png", 0)
+    draw(folder, "6_b.png", 1)
+    found = inspection.inspect([folder], reader(100, 66)).found
+    assert inspection.of_kind(found, "suspicious") == []
+    # Where others have tenths, 7 is 7.0.
+    draw(folder, "6.6_c.png", 2)
+    found = inspection.inspect([folder], reader(100, 66)).found
+    assert [Path(one.place).name for one in inspection.of_kind(found, "suspicious")] == ["6_b.png", "7_a.png"]
+
+
 def test_a_model_that_hides_its_range_accuses_no_label(tmp_path):
     """It takes 0..1, which its file does not say; fed with 0..255 it reads 0 everywhere, and is sure of it."""
     folder = tmp_path / "meter"

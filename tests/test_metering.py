@@ -112,6 +112,13 @@ def test_one_reading_shows_one_meter_and_drums_where_none_has_all_labels():
     assert (few.pictures[~few.drawn] < 50).all()
 
 
+def test_what_is_no_drum_is_not_shown_as_one():
+    drums = np.concatenate([np.arange(100), np.full(500, -1)])
+    plan = simulated(tenths=np.arange(50), meters=np.zeros(50, int), drum_tenths=drums)
+    assert plan.drawn.any()
+    assert plan.pictures.max() < 150
+
+
 def test_a_picture_a_tenth_off_shows_another_truth():
     even = np.arange(0, 100, 2)
     plan = simulated(tenths=even, meters=np.zeros(50, int))

@@ -278,6 +278,15 @@ def test_many_pictures_are_decoded_by_several_processes_in_order(tmp_path, monke
     assert failures == {600: (pictures.DAMAGED, "no JPEG, PNG, BMP or WebP picture")}
 
 
+def test_a_link_to_itself_is_reported_and_no_more(tmp_path):
+    put(tmp_path / "a.png")
+    for name in ("loop", "loop.png"):
+        (tmp_path / name).symlink_to(name)
+    found = {file.name: file.size for file in pictures.walk(str(tmp_path))}
+    assert list(found) == ["a.png", "loop.png"]
+    assert found["a.png"] > 0 > found["loop.png"]
+
+
 def test_a_pipe_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     with pytest.raises(pictures.PictureError) as error:

@@ -96,6 +96,7 @@ def test_outputs_that_are_no_numbers(tmp_path):
 
 
 def saved(tmp_path: Path, readings: list[Reading]) -> list[str]:
+    prediction.open_folder(tmp_path / "out")
     return [path.name for path in prediction.save_unsure(readings, 0.9, tmp_path / "out")]
 
 
@@ -111,6 +112,7 @@ def test_unsure_pictures_are_copied_under_their_reading(tmp_path):
 def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):
     folder = folder_of(tmp_path)
     before = prediction.find_pictures(folder)
+    prediction.open_folder(folder / "unsure")
     prediction.save_unsure(prediction.read(MODEL, before), 0.9, folder / "unsure")
     assert prediction.find_pictures(folder, without=folder / "unsure") == before
 
@@ -163,4 +165,4 @@ def test_odd_names_stay_in_the_folder(tmp_path, name):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(PredictionError, match="cannot save pictures there"):
-        saved(tmp_path, [Reading(put(tmp_path / "x.png"), 3, "3", 0.1)])
+        prediction.open_folder(tmp_path / "out")

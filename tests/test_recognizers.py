@@ -91,6 +91,12 @@ def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
     assert (model.facts.parameters, model.facts.macs) == (213_348, 5_133_312)
     assert (classes == logits.argmax(axis=1)).all()
     np.testing.assert_allclose(confidences, confidence.of(logits))
+    # This one says nothing of its pixels, and is fed with another range if that is tried.
+    assert (model.facts.known, model.facts.pixels) == (False, encodings.PIXEL_RANGES[2])
+    tried = recognizers.load(model.file, NOWHERE, encodings.PIXEL_RANGES[1])
+    inputs = np.rint(images / 255 * 128).clip(-128, 127).astype(np.int8)
+    expected = confidence.of(espdl_run.outputs(sample.model, inputs).astype(float))
+    np.testing.assert_allclose(recognizers.decide(tried, images)[1], expected)
 
 
 @pytest.mark.parametrize(

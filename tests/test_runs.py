@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,13 @@ def test_a_folder_in_use_is_refused_to_other_processes(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert "another process is working in this run folder" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_text_is_utf_8_whatever_the_locale(tmp_path):
+    code = "import sys; from pathlib import Path; from utils import runs; runs.write_text(Path(sys.argv[1]), '\\u201c')"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, env={**os.environ, **plain}, check=True)
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "\u201c"
 
 
 def test_files_that_cannot_be_written_are_refused_first(tmp_path):

@@ -62,6 +62,13 @@ def test_further_axes_are_cast_and_their_order_does_not_matter():
     assert list(search_space.axes(other).items()) == list(axes.items())
 
 
+def test_every_augmentation_is_an_axis():
+    names = [field.name for field in dataclasses.fields(settings_module.Settings) if field.name.startswith("augment_")]
+    assert len(names) > 12
+    given = {name.upper(): [getattr(settings_module.load(), name)] for name in names} | {"LABEL_SPREAD": [0, 1]}
+    assert set(search_space.axes(settings_module.load(tuner_axes=given))) >= {*names, "label_spread"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [

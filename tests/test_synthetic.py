@@ -203,6 +203,15 @@ def test_broken_and_symbol_fonts_of_the_system_are_skipped(monkeypatch, tmp_path
     assert with_system.typeface_ids.max() < len(with_system.typefaces)
 
 
+def test_more_fonts_than_opencv_can_map_are_left_out(monkeypatch):
+    monkeypatch.setattr(typefaces, "_MAX_FACES", 45)
+    names, atlas = typefaces.load.__wrapped__(typefaces.font_files(False))
+    assert len(names) == 45
+    assert atlas.shape == (45 * typefaces.CELL, 10 * typefaces.CELL)
+    monkeypatch.undo()
+    assert typefaces._MAX_FACES * typefaces.CELL < 2**15 - 1
+
+
 def test_the_sample_sheet_holds_enlarged_pictures():
     sheet = synthetic.sample_sheet(seed=2, rows=2, columns=3)
     assert sheet.shape == (224, 198, 3) and sheet.dtype == np.uint8

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from utils import readers, sources
+from utils import pictures, readers, sources
 from utils.sources import DataSource
 
 log = logging.getLogger(__name__)
@@ -35,13 +34,19 @@ class Pictures:
         """False if the labels are whole digits."""
         return bool((self.tenths % 10).any())
 
+    @property
+    def rolling(self) -> np.ndarray:
+        """(N,) bool: False for drawn seven-segment displays."""
+        display = np.array([name.startswith(f"{SYNTHETIC}/lcd_") for name in self.meter_names])
+        return ~display[self.meters]
+
     def rgb(self, height: int, width: int) -> np.ndarray:
         """The pictures in a size, ``(N, height, width, 3)`` uint8."""
         return np.concatenate([part.images for part in _read(self.declared, height, width)])
 
 
 def drums() -> Pictures:
-    """The drawn digits alone."""
+    """The drawn digits alone, displays among them."""
     return load([SYNTHETIC])
 
 
@@ -78,10 +83,5 @@ def _read_one(source: DataSource, height: int, width: int) -> sources.SourceData
         # 10 classes, as that accepts labels without tenths.
         return readers.read(source, height, width, 3, nb_classes=10, seed=SEED)
     drawn = readers.read(source, *DRAWN_SHAPE, 3, nb_classes=10, seed=SEED)
-    return sources.SourceData(**{**vars(drawn), "images": _resized(drawn.images, height, width)})
-
-
-def _resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    if images.shape[1:3] == (height, width):
-        return images
-    return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images])
+    images = np.stack([pictures.resized(image, height, width) for image in drawn.images])
+    return sources.SourceData(**{**vars(drawn), "images": images})

@@ -62,6 +62,6 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"ESP_DL_QUANTIZE = True: {', '.join(missing)} missing; {INSTALL}")
 
 
-def file_name(model_name: str, target: str, kind: str = "") -> str:
-    """``cnn32_esp32s3.espdl``; with ``kind`` "debug" ``cnn32_esp32s3_debug.espdl``."""
-    return f"{model_name}_{target}{f'_{kind}' if kind else ''}.espdl"
+def file_name(model_name: str, target: str) -> str:
+    """``cnn32_esp32s3.espdl``."""
+    return f"{model_name}_{target}.espdl"

@@ -185,6 +185,7 @@ def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:
     chosen = measured[np.linspace(0, len(measured) - 1, golden.PICTURES).astype(int)]
     vectors = golden.make(file.content, splits.pool.images(chosen))
     (run_dir / GOLDEN_FOLDER).mkdir(exist_ok=True)
-    stem = run_dir / GOLDEN_FOLDER / Path(file.name).stem
-    runs.write(stem.with_suffix(".npz"), lambda partial: golden.write_npz(partial, vectors))
-    runs.write_text(stem.with_suffix(".h"), golden.header(file.name, vectors))
+    # Put together, not with_suffix: the name of a model may hold dots.
+    folder, stem = run_dir / GOLDEN_FOLDER, Path(file.name).stem
+    runs.write(folder / f"{stem}.npz", lambda partial: golden.write_npz(partial, vectors))
+    runs.write_text(folder / f"{stem}.h", golden.header(file.name, vectors))

@@ -138,13 +138,17 @@ def probabilities(outputs: np.ndarray, last: str) -> np.ndarray:
 
 
 def _around(outputs: np.ndarray) -> np.ndarray:
-    """The nearest tenth gets the length of the vector (sine, cosine), at most 1, the others share what is left."""
+    """The nearest tenth gets the length of the vector (sine, cosine), at most 1, all but its neighbours what is left.
+
+    So that is its confidence, which counts the neighbours in.
+    """
     turn = np.arctan2(outputs[:, 0], outputs[:, 1]) / (2 * np.pi)
     length = np.hypot(outputs[:, 0], outputs[:, 1]).clip(0.02, 1)[:, None]
-    shares = np.repeat((1 - length) / (labels.NB_TENTHS - 1), labels.NB_TENTHS, axis=1)
+    shares = np.repeat((1 - length) / (labels.NB_TENTHS - 3), labels.NB_TENTHS, axis=1)
     # What is no number stays so in the lengths, for the caller to refuse.
     tenths = np.rint(np.nan_to_num(turn) * labels.NB_TENTHS).astype(int) % labels.NB_TENTHS
-    np.put_along_axis(shares, tenths[:, None], length, axis=1)
+    for tenth, share in ((tenths - 1, 0.0), (tenths, length), (tenths + 1, 0.0)):
+        np.put_along_axis(shares, tenth[:, None] % labels.NB_TENTHS, share, axis=1)
     return shares
 
 

@@ -36,10 +36,14 @@ def logits(model: EspdlModel, images: np.ndarray) -> np.ndarray:
     shift = PIXEL_EXPONENT - _exponent(info)
     if info.dtype not in ("int8", "int16") or not 0 <= shift <= np.iinfo(info.dtype).bits - 8:
         raise EspdlError(f"the file's input has the exponent {_exponent(info)}, so it is not pixel / 128 - 1")
-    if info.shape[1:] != images.shape[1:]:
-        images = images.transpose(0, 3, 1, 2)
-    outputs = run(model, ((images.astype(np.int32) - 128) << shift).astype(info.dtype))
-    return _real(outputs, _single(model.outputs, "outputs")[0])
+    return outputs(model, ((images.astype(np.int32) - 128) << shift).astype(info.dtype))
+
+
+def outputs(model: EspdlModel, inputs: np.ndarray) -> np.ndarray:
+    """As :func:`run`, but real numbers, (N, ...) float32; the inputs are (N, H, W, C) whatever the file wants."""
+    if model.inputs[0].shape[1:] != inputs.shape[1:]:
+        inputs = inputs.transpose(0, 3, 1, 2)
+    return _real(run(model, inputs), _single(model.outputs, "outputs")[0])
 
 
 def run(model: EspdlModel, inputs: np.ndarray) -> np.ndarray:
@@ -55,12 +59,6 @@ def run(model: EspdlModel, inputs: np.ndarray) -> np.ndarray:
     (output,) = _single(model.outputs, "outputs")
     batches = (_last(model, batch)[output.name] for batch in _batches(model, inputs))
     return np.concatenate(list(batches))
-
-
-def trace(model: EspdlModel, inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """As :func:`run`, but all tensors by name."""
-    batches = [_last(model, batch) for batch in _batches(model, inputs)]
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def differing_vectors(model: EspdlModel) -> list[str]:

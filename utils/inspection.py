@@ -17,7 +17,7 @@ from utils.sources import DataSource
 
 SHAPE = (32, 20, 3)  # at which pictures are compared: the networks' usual input, in colour
 CONFIDENT = 0.9  # from here on a model's disagreement makes a label suspicious, unless its papers say otherwise
-DIGIT_REACH = 6  # tenths that a label may be away from a digit read: half a turn, and people disagree by a tenth
+DIGIT_REACH = 6  # tenths between a digit and a tenth that are one: half a turn, and people disagree by a tenth
 ODD_FACTOR = 1.5  # of the meter's usual width or height
 CHUNK = 512  # pictures a model reads at a time
 EXAMPLES = 3
@@ -210,19 +210,21 @@ def _inspected(source: DataSource, entry: Entry) -> Inspected:
 
 def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> None:
     threshold = CONFIDENT if model.threshold is None else model.threshold
+    # As everywhere: where no label has a tenth, 3 is what is nearest to a 3.
+    whole = not any(one.tenths % 10 for one in found if one.tenths is not None)
     for start in console.progress(range(0, len(found), CHUNK), "reading with the model", unit="chunk"):
         answers = recognizers.decide(model, images[start : start + CHUNK])
         for one, number, confidence in zip(found[start : start + CHUNK], *answers, strict=True):
             if one.image is None or one.tenths is None or confidence < threshold:
                 continue
-            if _contradicts(int(number), one.tenths, len(model.names)):
+            if _contradicts(int(number), one.tenths, len(model.names), whole):
                 one.doubt = float(confidence)
                 one.findings["suspicious"] = f"read as {model.names[number]} ({confidence:.0%})"
 
 
-def _contradicts(number: int, tenths: int, nb_classes: int) -> bool:
+def _contradicts(number: int, tenths: int, nb_classes: int, whole: bool) -> bool:
     if nb_classes == labels.NB_TENTHS:
-        return bool(labels.ring_distance(number, tenths, labels.NB_TENTHS) > 1)
+        return bool(labels.ring_distance(number, tenths, labels.NB_TENTHS) > (DIGIT_REACH if whole else 1))
     # The eleventh class says that nobody can read it.
     return number == 10 or bool(labels.ring_distance(10 * number, tenths, labels.NB_TENTHS) > DIGIT_REACH)
 

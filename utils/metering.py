@@ -50,7 +50,8 @@ def plan(tenths: np.ndarray, meters: np.ndarray, drum_tenths: np.ndarray, digits
     Args:
         tenths: labels 0..99 of the pictures, ``(N,)``.
         meters: number of each picture's meter, ``(N,)``.
-        drum_tenths: labels of drawn drums ``(M,)`` with every tenth among them; they follow the pictures.
+        drum_tenths: labels of drawn drums ``(M,)`` with every tenth among them, -1 for what is none; they follow the
+            pictures.
         digits: wheels of the counter.
         seed: equal seeds give equal plans.
     """

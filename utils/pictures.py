@@ -68,9 +68,9 @@ def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
         visible = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
     for item in visible:
         name = below + item.name
-        if item.is_dir():
+        if _is_folder(item):
             yield from _scan(root, f"{name}/", seen)
-        elif name.lower().endswith(EXTENSIONS) and (item.is_file() or item.is_symlink()):
+        elif name.lower().endswith(EXTENSIONS) and (item.is_symlink() or item.is_file()):
             try:
                 status = item.stat()
             except OSError:
@@ -78,6 +78,14 @@ def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
                 yield File(name, -1, 0)
             else:
                 yield File(name, status.st_size, status.st_mtime_ns)
+
+
+def _is_folder(item: os.DirEntry) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:
+        # A link to itself: a picture's name makes it one that can't be opened.
+        return False
 
 
 def load(source: str, root: str, files: list[File], shape: Shape) -> tuple[np.ndarray, Failures]:
@@ -159,10 +167,16 @@ def decode(path: str, height: int, width: int, channels: int) -> np.ndarray:
     # Pillow's readers raise a dozen kinds of exceptions on damaged files.
     except Exception as error:
         raise PictureError(DAMAGED, f"{type(error).__name__}: {error}") from error
-    if rgb.shape[:2] != (height, width):
-        enlarging = rgb.shape[0] <= height and rgb.shape[1] <= width
-        rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
+    rgb = resized(rgb, height, width)
     return rgb if channels == 3 else cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[:, :, None]
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture (H, W, C) uint8 in another size; in its own it stays what it is."""
+    if image.shape[:2] == (height, width):
+        return image
+    enlarging = image.shape[0] <= height and image.shape[1] <= width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
 
 
 def size(path: str) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,19 @@ def read(model: Recognizer, files: Sequence[Path]) -> list[Reading]:
     return readings
 
 
+def open_folder(folder: Path) -> None:
+    """Makes a folder that pictures will be saved in, if it isn't there.
+
+    Raises:
+        PredictionError: it can't be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PredictionError(f"{folder}: cannot save pictures there ({error.strerror})") from error
+
+
 def save_unsure(readings: Sequence[Reading], threshold: float, folder: Path) -> list[Path]:
     """Copies the pictures read with less confidence than ``threshold`` to ``folder/<reading>_<name>``.
 
@@ -87,11 +101,10 @@ def save_unsure(readings: Sequence[Reading], threshold: float, folder: Path) -> 
     that is there already isn't copied again. Returns the copies.
 
     Raises:
-        PredictionError: the folder can't be written to.
+        PredictionError: a picture can't be copied there.
     """
     unsure = [one for one in readings if is_unsure(one, threshold)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return [_copy(one.file, folder, f"{one.reading}_{one.file.name}") for one in unsure]
     except OSError as error:
         raise PredictionError(f"{folder}: cannot save pictures there ({error.strerror})") from error

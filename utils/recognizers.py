@@ -17,6 +17,7 @@ from utils import confidence, console, encodings, espdl_file, espdl_run, micro, 
 from utils import settings as settings_module
 from utils.encodings import RAW, PixelRange
 from utils.errors import UserError
+from utils.tflite_file import TensorFacts
 
 
 class RecognizerError(UserError):
@@ -221,7 +222,7 @@ def _tflite(file: Path, assumed: PixelRange | None) -> _Opened:
     return _Opened(shape, nb_outputs, probabilities, about, prepare)
 
 
-def _espdl(file: Path, _: PixelRange | None) -> _Opened:
+def _espdl(file: Path, assumed: PixelRange | None) -> _Opened:
     model = espdl_file.read(file.read_bytes())
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise RecognizerError("the ESP-DL file has several inputs or outputs; one is supported")
@@ -229,13 +230,21 @@ def _espdl(file: Path, _: PixelRange | None) -> _Opened:
     if len(shape) == 4 and shape[3] not in (1, 3):
         shape = (shape[0], *shape[2:], shape[1])
     last = "softmax" if model.nodes[-1].operator == "Softmax" else "logits"
+    dtype, exponents = model.inputs[0].dtype, model.inputs[0].exponents
+    if dtype not in encodings.INTEGERS or len(exponents) != 1:
+        raise RecognizerError(f"the ESP-DL file's input is {dtype} of {len(exponents)} scales; integers of one will do")
+    source = TensorFacts("input", shape, dtype, 2.0 ** exponents[0], 0)
+    # Whatever the range, its scale is a power of two and its zero point 0: only the toolkit's own files say more.
+    known = encodings.PIXEL_RANGES[2] if "pixel - 128" in model.metadata.get("input", "") else None
+    pixels = known or assumed or (encodings.PIXEL_RANGES[2] if exponents[0] < 0 else encodings.RAW)
+    nb_outputs = _output_count(model.outputs[0].shape)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
-        return encodings.probabilities(espdl_run.logits(model, images), last)
+        outputs = espdl_run.outputs(model, encodings.encode(source, images, pixels))
+        return encodings.probabilities(outputs.reshape(len(images), nb_outputs), last)
 
-    nb_outputs = _output_count(model.outputs[0].shape)
     sizes = espdl_file.parameters(model), espdl_file.multiply_accumulates(model)
-    facts = Facts(_outputs(nb_outputs, last), model.inputs[0].dtype, encodings.PIXEL_RANGES[2], True, *sizes)
+    facts = Facts(_outputs(nb_outputs, last), dtype, pixels, known is not None, *sizes)
     return _Opened(_picture_shape(shape), nb_outputs, probabilities, facts, lambda image: lambda: probabilities(image))
 
 

@@ -110,8 +110,8 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text through :func:`write`."""
-    write(path, lambda partial: partial.write_text(text))
+    """Writes text through :func:`write`, in UTF-8 wherever it runs: pages say so."""
+    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

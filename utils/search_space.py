@@ -26,9 +26,8 @@ AXIS_PARAMETERS = {
 MODEL_AXIS = "model_architecture"
 FURTHER_AXES = (
     *("weight_decay", "loss", "label_smoothing", "dropout", "learning_rate_schedule", "warmup_epochs"),
-    *("plateau_patience", "plateau_factor"),
-    *("augment", "augment_rotation", "augment_zoom", "augment_shift_x", "augment_shift_y", "augment_brightness"),
-    *("augment_contrast", "augment_color", "augment_noise", "augment_invert", MODEL_AXIS),
+    *("plateau_patience", "plateau_factor", "label_spread", "teacher_share", MODEL_AXIS),
+    *(field.name for field in dataclasses.fields(Settings) if field.name.startswith("augment")),
 )
 MAX_COMBINATIONS = 20_000
 # What neither a score nor the meaning of a trial depends on: a search goes on when only these differ.

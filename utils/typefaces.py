@@ -13,6 +13,7 @@ CELL = 64  # side of one glyph's square in the atlas, pixels
 CELL_DIGIT = 40  # height of the digits within it; the margin keeps the distance field's outside
 _CANVAS = 256  # side of the square a glyph is drawn on before it is measured, pixels
 _MAX_SYSTEM_FONTS = 600
+_MAX_FACES = 32_766 // CELL  # rows that cv2.remap takes
 _FAMILY_WEIGHTS = {"drum": 0.68, "hershey": 0.07, "font": 0.25}
 _SEGMENTS = {0: "abcdef", 1: "bc", 2: "abdeg", 3: "abcdg", 4: "bcfg", 5: "acdfg", 6: "acdefg", 7: "abc", 8: "abcdefg",
              9: "abcdfg"}  # fmt: skip
@@ -171,6 +172,8 @@ def load(font_files: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
         faces[f"lcd_seven_segment_broad{slope}"] = _segment_glyphs(slant, half=14, gap=2)
         faces[f"lcd_seven_segment_tailless{slope}"] = _segment_glyphs(slant, half=11, gap=4, tails=False)
     for path in font_files:
+        if len(faces) == _MAX_FACES:
+            break
         try:
             glyphs = _font_glyphs(path)
         except (OSError, ValueError):  # what Pillow raises for files that are broken or bitmap only
