@@ -40,7 +40,7 @@ def test_linked_folders_are_read_once_and_loops_end(folder, tmp_path):
     ("folders", "tenths", "meters"),
     [
         (["7", "34", "0"], [0, 34, 7], ["kitchen"]),
-        (["7", "10"], [10, 7], ["kitchen"]),
+        (["7", "11"], [11, 7], ["kitchen"]),
         (["7", "3.4", "0.0"], [0, 34, 70], ["kitchen"]),
         (["m1/3.4", "m2/3.4", "m2/x/7.0"], [34, 34, 70], ["m1", "m2", "m2/x"]),
         (["99", "N", "34"], [34, 99], ["kitchen"]),

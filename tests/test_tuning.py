@@ -374,7 +374,7 @@ def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, t
         if settings.batch_size == 64:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of 64 pictures")
         row = {"val_accuracy": 0.5, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
-        return training.Training([row], 1, 0.0)
+        return training.Training([row | {"seconds": 0.0}], 1)
 
     monkeypatch.setattr(training, "fit", fit)
     found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
