@@ -14,7 +14,7 @@ CELL_DIGIT = 40  # height of the digits within it; the margin keeps the distance
 _CANVAS = 256  # side of the square a glyph is drawn on before it is measured, pixels
 _MAX_SYSTEM_FONTS = 600
 _MAX_FACES = 32_766 // CELL  # rows that cv2.remap takes
-_FAMILY_WEIGHTS = {"drum": 0.68, "hershey": 0.07, "font": 0.25}
+_FAMILY_WEIGHTS = {"drum": 0.48, "hershey": 0.12, "font": 0.40}
 _SEGMENTS = {0: "abcdef", 1: "bc", 2: "abdeg", 3: "abcdg", 4: "bcfg", 5: "acdfg", 6: "acdefg", 7: "abc", 8: "abcdefg",
              9: "abcdfg"}  # fmt: skip
 # Pen strokes as "x,y x,y ...", y upwards, height 21; strokes of one digit are separated by "|".
