@@ -98,7 +98,7 @@ def trained_run(tmp_path_factory):
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     output = folder / "trained"
     source = {"name": "synthetic", "type": "synthetic", "count": 2000}
-    small = {"data_sources": [source], "epochs": 90, "batch_size": 64, "augment": False}
+    small = {"data_sources": [source], "epochs": 150, "batch_size": 64, "augment": False}
     settings = settings_module.load(**small, output_dir=str(output))
     splits = loader.load(settings)
     with FileLock(folder / "trained.lock"):
