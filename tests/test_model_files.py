@@ -21,6 +21,14 @@ ROOT = Path(__file__).parent.parent
 KERNEL, BIAS = "layers/dense/vars/0", "layers/dense/vars/1"
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_in_keras():
+    """Weights too large to make stay on a list of Keras', and whatever is built next would fail on them."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session(free_memory=False)
+
+
 def layer(kind: str, name: str, parent: str = "", **config) -> dict:
     """One layer as Keras 3 writes it."""
     shape = [None, 640] if parent == "flatten" else [None, 32, 20, 1]
