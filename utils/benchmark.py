@@ -62,8 +62,7 @@ def run(paths: Sequence[Path], pictures: Pictures, options: Options) -> dict[str
 
 def common_metric(entries: Sequence[dict[str, Any]], has_tenths: bool) -> str:
     """What all models can be compared by: ``within_0.1`` if every one reads tenths and the labels have them."""
-    scored = [entry["scores"] for entry in entries if "scores" in entry]
-    return "within_0.1" if has_tenths and all("within_0.1" in scores for scores in scored) else "digit"
+    return comparison.common_metric((entry["scores"] for entry in entries if "scores" in entry), has_tenths)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -160,8 +159,7 @@ def _facts(reader: _Reader) -> dict[str, Any]:
 
 
 def _scores(judged: dict, numbers: np.ndarray, nb_classes: int, pictures: Pictures) -> dict[str, Any]:
-    main = "within_0.1" if pictures.has_tenths and "within_0.1" in judged else "digit"
-    found = comparison.scores(judged, pictures.meters, main)
+    found = comparison.scores(judged, pictures.meters, comparison.common_metric([judged], pictures.has_tenths))
     if nb_classes == 11:
         found["not_readable"] = round(float((numbers == 10).mean()), 6)
     return {"scores": found}
@@ -179,13 +177,13 @@ def _arena(file: Path) -> dict[str, Any]:
 def _card(reader: _Reader, images: np.ndarray, pictures: Pictures) -> dict[str, Any]:
     """Scores under every change, in the form of ``robustness.json``."""
     chosen = robustness.choose(len(images))
-    metric, changes = "digit", []
+    judged = {}
     for change in robustness.CHANGES:
         numbers, _ = reader.read(np.ascontiguousarray(change.apply(images[chosen])))
         tenths = robustness.tenths_after(change, pictures.tenths[chosen])
-        judged = comparison.judged(numbers, len(reader.model.names), tenths)
-        metric = "within_0.1" if pictures.has_tenths and "within_0.1" in judged else "digit"
-        changes.append({"name": change.name, "score": round(float(judged[metric].mean()), 6)})
+        judged[change.name] = comparison.judged(numbers, len(reader.model.names), tenths)
+    metric = comparison.common_metric(judged.values(), pictures.has_tenths)
+    changes = [{"name": name, "score": round(float(right[metric].mean()), 6)} for name, right in judged.items()]
     return {"pictures": len(chosen), "metric": metric, "changes": changes}
 
 

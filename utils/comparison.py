@@ -2,7 +2,7 @@
 chance."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +63,13 @@ def scores(right: Mapping[str, np.ndarray], meters: np.ndarray, main: str) -> di
     return {**shares, "mean_over_meters": round(float(np.mean(of_meters)), 6)}
 
 
+def common_metric(scores: Iterable[Collection[str]], has_tenths: bool) -> str:
+    """What models can be compared by: ``within_0.1`` if all have it and the labels have tenths, else ``digit``."""
+    return "within_0.1" if has_tenths and all("within_0.1" in names for names in scores) else "digit"
+
+
 def pairs(models: Mapping[str, Mapping[str, np.ndarray]], has_tenths: bool) -> list[Pair]:
-    """Every pair of models, compared by ``within_0.1`` if both read tenths and the labels have them, else by ``digit``.
+    """Every pair of models, compared by what :func:`common_metric` says of the two.
 
     The exact test of Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", 1947; the probabilities are corrected for their number by S. Holm, "A simple sequentially rejective
@@ -76,8 +81,7 @@ def pairs(models: Mapping[str, Mapping[str, np.ndarray]], has_tenths: bool) -> l
     """
     found = []
     for first, second in itertools.combinations(models, 2):
-        both = has_tenths and all("within_0.1" in models[name] for name in (first, second))
-        metric = "within_0.1" if both else "digit"
+        metric = common_metric((models[first], models[second]), has_tenths)
         better, worse = sorted((first, second), key=lambda name: -models[name][metric].sum())
         a, b = models[better][metric], models[worse][metric]
         only = int((a & ~b).sum()), int((b & ~a).sum())

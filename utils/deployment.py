@@ -184,8 +184,8 @@ def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:
     measured = np.concatenate(list(splits.measured.values()))
     chosen = measured[np.linspace(0, len(measured) - 1, golden.PICTURES).astype(int)]
     vectors = golden.make(file.content, splits.pool.images(chosen))
-    (run_dir / GOLDEN_FOLDER).mkdir(exist_ok=True)
-    # Put together, not with_suffix: the name of a model may hold dots.
     folder, stem = run_dir / GOLDEN_FOLDER, Path(file.name).stem
+    folder.mkdir(exist_ok=True)
+    # Put together, not with_suffix: the name of a model may hold dots.
     runs.write(folder / f"{stem}.npz", lambda partial: golden.write_npz(partial, vectors))
     runs.write_text(folder / f"{stem}.h", golden.header(file.name, vectors))

@@ -1,8 +1,6 @@
 """From a trained model to its ESP-DL files: one for each chip, past the gate, with a project that runs it there."""
 
-import functools
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,5 +61,6 @@ def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits, thre
     for path, text in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         runs.write_text(folder / path, text)
-    for file in (name, debug_name):
-        runs.write(folder / espdl_project.MODEL_FOLDER / file, functools.partial(shutil.copyfile, run_dir / file))
+    models = folder / espdl_project.MODEL_FOLDER
+    runs.write(models / name, lambda partial: partial.write_bytes(made.release))
+    runs.write(models / debug_name, lambda partial: partial.write_bytes(made.debug))

@@ -74,7 +74,12 @@ def run(content: bytes, inputs: np.ndarray) -> np.ndarray:
 
 
 def reference(content: bytes, inputs: np.ndarray) -> np.ndarray:
-    """As :func:`run`, computed by LiteRT's reference kernels, which are always there, on all cores."""
+    """As :func:`run`, computed by LiteRT's reference kernels, which are always there, on all cores.
+
+    Raises:
+        FileError: no TFLite file.
+        MicroError: LiteRT can't run the file.
+    """
     return _litert(content, inputs, OpResolverType.BUILTIN_REF)
 
 
