@@ -14,11 +14,11 @@ from utils.errors import exit_code
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=f"architectures: {', '.join(models.available())}")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--train", nargs="+", metavar="ARCHITECTURE", help="architectures to train, one or several")
+    what.add_argument("--train", nargs="+", metavar="ARCHITECTURE", help="architectures to train (MODEL_ARCHITECTURE)")
     what.add_argument("--train_all", action="store_true", help="train every architecture")
     what.add_argument("--test_all_models", action="store_true", help="take every architecture through one epoch")
     what.add_argument("--list", action="store_true", help="say how large each architecture is and what it is for")
-    what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="finish a run that was broken off")
+    what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="finish a run, or add its files for devices")
     parser.add_argument("--teacher", nargs="+", metavar="RUN", help="trained models that teach (TEACHERS)")
     parser.add_argument("--use_tuner", action="store_true", help="search hyper-parameters first")
     parser.add_argument("--jobs", type=console.count, default=1, metavar="N", help="architectures trained side by side")

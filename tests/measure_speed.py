@@ -1,4 +1,4 @@
-"""Measures what the README says about speed and memory; run it as ``python -m tests.measure_speed [NAME ...]``.
+"""Measures what the README says about speed and memory: ``python -m tests.measure_speed [--pictures FOLDER]``.
 
 Times on a shared machine drift, so what is compared is measured in turns within one run and quoted as a ratio.
 """

@@ -114,6 +114,19 @@ def test_all_sections_and_their_figures(run):
     assert page.count("<img class='chart'") == 5
 
 
+def test_the_file_of_each_device_stands_on_top(run):
+    assert "<span>Recommended file</span><b>m.tflite</b>" in page_of(run)
+    verdicts = {
+        "tflite_micro": {"file": "m.tflite", "accepted": False, "reasons": ["too large"]},
+        "esphome": {"file": "m_esphome.tflite", "accepted": True, "reasons": []},
+    }
+    change(run, lambda results, cellar: results.update(devices=verdicts))
+    change(run, lambda results, cellar: results["files"].update({"m_esphome.tflite": {"bytes": 10_240, "sets": {}}}))
+    headline = page_of(run).split("</header>")[0]
+    assert "<span>File for esphome</span><b>m_<wbr>esphome.tflite</b><small>10.0 KB" in headline
+    assert ">m.tflite<" not in headline
+
+
 def test_meters_stand_worst_first(run):
     table = page_of(run).split("<section id='meters'>")[1].split("</section>")[0]
     assert re.findall(r"--share: ([\d.]+)", table) == ["0.1234", "0.9000", "0.9500"]

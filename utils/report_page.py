@@ -55,14 +55,16 @@ def _anchor(title: str) -> str:
 
 
 def _headline(run: Run) -> str:
-    results, file = run.results, run.results["recommended"]
+    results = run.results
     height, width, channels = results["input_shape"]
     about = (
         f"{results['architecture']}, {results['nb_classes']} classes, {width}x{height} pixels, "
         f"{'grey' if channels == 1 else 'RGB'}, {results['parameters']:,} parameters, "
         f"{results['multiply_accumulates']:,} multiply-accumulates"
     )
-    cards = [_tile("File to flash", file, f"{results['files'][file]['bytes'] / 1024:.1f} KB")]
+    cards = [
+        _tile(title, name, f"{results['files'][name]['bytes'] / 1024:.1f} KB", "file") for title, name in _to_flash(run)
+    ]
     cards += [_score_tile(run, name, scores) for name, scores in run.scores.items()]
     if (confidence := results.get("recommended_confidence")) is not None:
         cards.append(_tile("Recommended confidence", f"{confidence:.2f}", "below it a reading is unsure"))
@@ -73,6 +75,16 @@ def _headline(run: Run) -> str:
     return f"{heading}<ul class='tiles'>{''.join(cards)}</ul>"
 
 
+def _to_flash(run: Run) -> list[tuple[str, str]]:
+    """Title and file for each device that takes one; without such a device, the recommended file."""
+    taken = [
+        (f"File for {target}", verdict["file"])
+        for target, verdict in run.results.get("devices", {}).items()
+        if verdict["accepted"]
+    ]
+    return taken or [("Recommended file", run.results["recommended"])]
+
+
 def _score_tile(run: Run, name: str, scores: dict) -> str:
     note = f"{markup.count(scores['n'], 'picture')}, {markup.count(len(scores['per_meter']), 'meter')}"
     if interval := scores.get("interval_95", {}).get(run.metric):
@@ -81,9 +93,9 @@ def _score_tile(run: Run, name: str, scores: dict) -> str:
     return _tile(f"{run.title}, {name}", markup.percent(scores[run.metric]), note)
 
 
-def _tile(title: str, value: str, note: str) -> str:
+def _tile(title: str, value: str, note: str, kind: str = "") -> str:
     return (
-        f"<li><span>{markup.breakable(title)}</span><b>{markup.breakable(value)}</b>"
+        f"<li class='{kind}'><span>{markup.breakable(title)}</span><b>{markup.breakable(value)}</b>"
         f"<small>{markup.breakable(note)}</small></li>"
     )
 
@@ -106,7 +118,7 @@ small, .note, header > p { color: var(--soft); }
 .tiles li { display: flex; flex-direction: column; overflow-wrap: anywhere; }
 .tiles span { color: var(--soft); font-size: 0.85rem; }
 .tiles b { font-size: 1.5rem; line-height: 1.3; }
-.tiles li:first-child b { font-size: 1.15rem; line-height: 1.7; }
+.tiles .file b { font-size: 1.15rem; line-height: 1.7; }
 nav ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; }
 section { margin-top: 1rem; padding: 1rem 1.2rem 1.2rem; scroll-margin-top: 1rem; }
 .scroll + .scroll { margin-top: 1rem; }

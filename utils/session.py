@@ -165,7 +165,7 @@ def summary(outcomes: list[Outcome]) -> str:
             work = f"{outcome.results['multiply_accumulates']:,} multiply-accumulates"
             notes.append(f"{outcome.architecture}: {size}, {work}, in {outcome.run_dir}")
             notes.append(f"{outcome.architecture}: {_recommendation(outcome.results)}")
-            notes += [f"{outcome.architecture}: {text}" for text in refusals(outcome)]
+            notes += [f"{outcome.architecture}: {text}" for text in [*_to_flash(outcome.results), *refusals(outcome)]]
     return "\n".join([report.table(rows), "", *notes])
 
 
@@ -185,6 +185,11 @@ def _recommendation(results: dict) -> str:
     if threshold is not None:
         unsure = f"its readings are unsure below a confidence of {threshold:.4f}"
     return f"recommended is {results['recommended']}; {unsure}"
+
+
+def _to_flash(results: dict) -> list[str]:
+    taken = {target: verdict["file"] for target, verdict in results["devices"].items() if verdict["accepted"]}
+    return [f"the file for {target} is {file}" for target, file in taken.items()]
 
 
 def _in_process(name: str, settings: Settings, options: Options, threads: int) -> Outcome:
