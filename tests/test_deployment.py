@@ -91,6 +91,7 @@ def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
     text = "tflite_micro refuses cnn32_quantized.tflite: too large for the chip"
     assert session.refusals(outcome) == [text]
     assert text in session.summary([outcome])
+    assert "the file for tflite_micro" not in session.summary([outcome])
 
 
 def test_what_a_device_will_refuse_is_said_before_training(tiny, caplog):

@@ -212,4 +212,4 @@ def test_summary_of_a_run(trained_run):
     text = session.summary([outcome, session.Outcome("other", None, None, "no memory")])
     assert "189,642 parameters, 4,741,632 multiply-accumulates" in text
     assert "other FAILED: no memory" in text
-    assert "cnn32_quantized.tflite" in text
+    assert "cnn32: the file for tflite_micro is cnn32_quantized.tflite" in text
