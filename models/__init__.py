@@ -71,12 +71,28 @@ def _refusing(name: str, build: Callable) -> Callable:
 
     def checked(input_shape: tuple[int, int, int], nb_classes: int):
         try:
-            return build(input_shape, nb_classes)
+            model = build(input_shape, nb_classes)
         except ValueError as error:
             # Keras paints its messages; the line that says why is one of many.
             lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() or [""]
             reason = next((line for line in lines if "negative" in line), lines[0])
             size = f"INPUT_HEIGHT x INPUT_WIDTH = {input_shape[0]} x {input_shape[1]}"
             raise BuildError(f"{name} can't be built for {size} ({reason[:200].strip()})") from error
+        as_it_is = type(model).__name__ == "Functional" and model.name == name
+        # What takes or gives more than one tensor is refused by its user.
+        return model if as_it_is or len(model.inputs) + len(model.outputs) != 2 else as_graph(model, name)
 
     return checked
+
+
+def as_graph(model, name: str):
+    """The same layers and weights as one graph (``keras.Model``), a ``Sequential``'s too, for export to walk through.
+
+    A ``Sequential`` calls its layers anew whenever one is added. Built from its description, each is called once.
+    """
+    import keras
+
+    graph = keras.Model(model.inputs[0], model.outputs[0], name=name)
+    built = keras.Model.from_config(graph.get_config())
+    built.set_weights(graph.get_weights())
+    return built

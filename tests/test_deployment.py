@@ -79,6 +79,28 @@ def test_golden_pictures_prove_the_files(everywhere):
         assert (outcome.run_dir / "golden" / f"{name}.h").read_text().startswith("/* Golden pictures")
 
 
+def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeypatch):
+    pytest.importorskip("esp_ppq")
+    from utils import espdl
+
+    def fail(*_):
+        raise espdl.EspdlExportError("ESP-DL conversion failed: no such operator")
+
+    monkeypatch.setattr(espdl, "export", fail)
+    outcome = train(tiny(esp_dl_quantize=True, esp_dl_targets=["esp32", "esp32s3"]))
+    assert (outcome.run_dir / "cnn32_quantized.tflite").is_file()
+    assert not list(outcome.run_dir.glob("*.espdl"))
+    reason = "cnn32_esp32s3.espdl: ESP-DL conversion failed: no such operator"
+    assert f"esp32s3 refuses {reason}" in session.summary([outcome])
+    assert len(session.refusals(outcome)) == 2
+
+
+def test_the_file_of_a_device_is_recommended_where_there_is_one(tiny):
+    outcome = train(tiny(deploy_targets=["esphome"]))
+    assert outcome.results["recommended"] == "cnn32_esphome.tflite"
+    assert "cnn32_quantized.tflite" in outcome.results["files"]
+
+
 def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
     def refuse(target, content, *_):
         return gate.Verdict(target, False, ("too large for the chip",), (), None, "operator table")

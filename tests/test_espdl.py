@@ -135,6 +135,20 @@ def test_batch_normalisation_that_can_not_fold_is_right_on_the_device(pictures):
     assert np.std(centred[0] - centred[1]) < 0.05 * np.std(centred[1])
 
 
+def test_padded_averages_are_refused(pictures):
+    images, _ = pictures
+    image = keras.Input((32, 20, 1))
+    x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 128, offset=-1)(image))
+    x = layers.AveragePooling2D(3, padding="same", name="mean")(x)
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="averaged")
+    reference = evaluation.keras_logits(model, images)
+    network = espdl.to_onnx(fake_quant.quantize(model, images))
+    file = espdl.export(network, "esp32s3", "ptq", images[:40], images, reference.argmax(axis=1), {})
+    (reason,) = check(file, images, reference, "esp32s3").reasons
+    assert reason.startswith("AveragePool")
+    assert "pool without padding" in reason
+
+
 def test_mixed_keeps_the_input_in_8_bits_and_says_what_was_tried(trained, pictures):
     _, quantized, splits, _ = trained
     images, reference = pictures

@@ -116,7 +116,8 @@ def test_the_file_computes_what_the_clone_does(case, images):
     # After so little training many pictures are undecided; a step's difference may tip those.
     decided = np.ptp(np.sort(expected, axis=1)[:, -2:], axis=1) > (most - 0.5) * step
     agree = expected.argmax(axis=1) == logits.argmax(axis=1)
-    assert agree[decided].mean() >= 0.99
+    # On some processors none is decided, all being read alike.
+    assert (~agree & decided).sum() <= 0.01 * decided.sum()
     assert agree.mean() >= (0.93 if deep else 0.95)
 
 
@@ -197,8 +198,39 @@ def test_rgb_input_reads_grey_pictures_alike(images):
     [
         (lambda: layers.SeparableConv2D(4, 3, name="odd"), r"layer odd \(SeparableConv2D\) can't be quantised"),
         (lambda: layers.Conv2D(4, 3, activation="gelu", name="odd"), "layer odd: put its activation into a layer"),
+        (lambda: layers.Rescaling(0.2, name="odd"), "layer odd: a further Rescaling can't be quantised"),
     ],
 )
 def test_what_cannot_be_quantised_is_named(layer, message, images):
     with pytest.raises(fake_quant.QuantizationError, match=message):
         fake_quant.quantize(build(lambda x: layers.Flatten()(layer()(x))), images)
+
+
+@pytest.mark.parametrize("dense", [{"activation": "relu"}, {"activation": "linear"}])
+def test_batch_normalisation_of_a_row_goes_into_a_linear_dense_layer(dense, images):
+    def normed(x):
+        return layers.BatchNormalization(name="norm")(layers.Dense(8, **dense)(layers.Flatten()(x)))
+
+    model = build(normed)
+    if dense["activation"] == "linear":
+        expected = evaluation.keras_logits(model, images).argmax(axis=1)
+        found = evaluation.keras_logits(fake_quant.quantize(model, images), images).argmax(axis=1)
+        assert (found == expected).mean() > 0.9
+    else:
+        with pytest.raises(fake_quant.QuantizationError, match="layer norm: put the batch normalisation right behind"):
+            fake_quant.quantize(model, images)
+
+
+def test_another_range_of_pixels_is_refused(images):
+    image = keras.Input((32, 20, 1))
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(image))
+    with pytest.raises(fake_quant.QuantizationError, match=r"does not start with Rescaling\(1/128, offset=-1\)"):
+        fake_quant.quantize(keras.Model(image, layers.Dense(10)(x), name="other"), images)
+
+
+def test_grey_networks_that_begin_without_a_convolution_take_no_colours(images):
+    def begins(x):
+        return layers.Flatten()(layers.Conv2D(4, 3)(layers.BatchNormalization(name="first")(layers.ZeroPadding2D()(x))))
+
+    with pytest.raises(fake_quant.QuantizationError, match="layer first: only a convolution right at the beginning"):
+        fake_quant.with_rgb_input(fake_quant.quantize(build(begins), images))

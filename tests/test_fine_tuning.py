@@ -86,6 +86,14 @@ def test_nothing_to_learn_from_is_an_error(known):
         fine_tuning.mix(splits, Plan(data_ratio=0, augmented_ratio=0), (), 1)
 
 
+def test_nothing_new_to_learn_from_is_an_error(known):
+    _, _, splits = known
+    own = splits.pool.source_ids != splits.source("meter")
+    without = dataclasses.replace(splits, train=splits.train[own[splits.train]])
+    with pytest.raises(FineTuningError, match="none of the pictures of meter is left to learn from: they are twins"):
+        fine_tuning.mix(without, Plan(new=("meter",)), (), 1)
+
+
 @pytest.mark.parametrize(
     ("architecture", "strategy", "free"),
     [

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import types
 
 import numpy as np
 import pytest
@@ -164,6 +165,15 @@ def test_known_trouble_on_chips_is_a_warning():
     assert "stride 2 and SAME padding on an even size" in text
     assert "a depthwise convolution with stride 2" in text
     assert "a dense layer of 40 inputs, no multiple of 16" in text
+
+
+def test_a_convolution_in_groups_is_trouble_on_chips():
+    node = tflite_file.Node("CONV_2D", (1, 8, 8, 16), (1, 8, 8, 4), (4, 3, 3, 16), 1, 1, "SAME", None)
+    facts = types.SimpleNamespace(float_tensors=(), nodes=(node,))
+    assert list(gate._warnings(targets.get("tflite_micro"), facts)) == []
+    facts.nodes = (dataclasses.replace(node, filter_shape=(4, 3, 3, 8)),)
+    (text,) = gate._warnings(targets.get("tflite_micro"), facts)
+    assert "a convolution in groups is wrong on chips" in text
 
 
 def wrong_by(change):

@@ -75,6 +75,22 @@ def test_real_twins_do_not_depend_on_the_drawn_pictures_beside_them(tiny, pictur
         assert np.array_equal(part[part < 200], getattr(alone, name))
 
 
+def test_two_sources_of_drawn_digits_differ(tiny):
+    one, other = ({"name": name, "type": "synthetic", "count": 300} for name in "ab")
+    splits = loader.load(tiny(data_sources=[one], test_sources=[other]))
+    pictures = [splits.pool.images(np.flatnonzero(splits.pool.source_ids == number)) for number in (0, 1)]
+    assert len(np.unique(np.concatenate(pictures), axis=0)) > 595
+    alone = loader.load(tiny(data_sources=[one]))
+    np.testing.assert_array_equal(alone.pool.arrays[0], pictures[0])
+
+
+def test_indices_are_spread_from_first_to_last():
+    indices = np.arange(100, 200)
+    assert loader.spread(indices, 4).tolist() == [100, 133, 166, 199]
+    assert loader.spread(indices, 1000).tolist() == indices.tolist()
+    assert len(loader.spread(indices[:0], 5)) == 0
+
+
 def test_whole_meters_go_to_one_side(tiny, picture_folder):
     folder = picture_folder("own", {f"m{i}": 20 for i in range(10)})
     splits = loader.load(tiny(data_sources=[source(folder)], split_by="meter"))

@@ -125,6 +125,14 @@ def test_no_path_takes_the_newest_finished_run_and_says_so(tmp_path, caplog):
     assert [name in text for name, text in zip("fed", passed, strict=True)] == [True] * 3
 
 
+def test_a_rejected_retraining_is_taken_only_by_name(tmp_path, caplog):
+    older, rejected = run(tmp_path, "a", 100), run(tmp_path, "b", 200)
+    (rejected / runs.RESULTS_FILE).write_text('{"judgement": {"accepted": false}}')
+    assert model_files.find(None, tmp_path) == older / runs.BEST_MODEL_FILE
+    assert "its retraining was REJECTED" in caplog.text
+    assert model_files.find(rejected, tmp_path) == rejected / runs.BEST_MODEL_FILE
+
+
 def test_of_two_runs_that_ended_together_the_later_name_is_taken(tmp_path):
     run(tmp_path, "cnn32_20250101-000000", 100)
     later = run(tmp_path, "cnn32_20250102-000000", 100)
@@ -323,6 +331,12 @@ def test_names_that_are_unfit_for_files(file, name):
     refused(archive(file, config=config), "becomes part of file names: save it with one of letters")
 
 
+def test_any_name_will_do_to_be_measured(file):
+    config = description()
+    config["config"]["name"] = "My Net"
+    assert model_files.load(archive(file, config=config), foreign=True).name == "My Net"
+
+
 @pytest.mark.parametrize("layers", [None, "x", {}, [layer("Flatten", "f")] * 1001])
 def test_no_layers_or_too_many(file, layers):
     config = description()
@@ -435,6 +449,7 @@ def test_a_sequential_comes_as_a_graph(file):
     model = model_files.load(file)
     assert not isinstance(model, keras.Sequential)
     assert isinstance(model.layers[1], layers.Rescaling)
+    assert {len(layer._inbound_nodes) for layer in model.layers[1:]} == {1}
     model.save(file)
     assert model_files.identity(model_files.load(file)).name == "row"
 

@@ -1,9 +1,12 @@
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
 
 import models
-from utils import catalog, complexity, evaluation, export
+from utils import catalog, complexity, evaluation, export, fake_quant, loader, session
 from utils.synthetic import draw
 
 
@@ -95,6 +98,69 @@ def test_depthwise_work_is_counted_once_a_channel():
     image = keras.Input((8, 8, 16))
     model = keras.Model(image, keras.layers.DepthwiseConv2D(3, padding="same")(image))
     assert complexity.multiply_accumulates(model) == 64 * 9 * 16
+
+
+@pytest.mark.parametrize(
+    ("layer", "work"),
+    [
+        (lambda: keras.layers.SeparableConv2D(24, 3, padding="same"), 64 * (9 * 16 + 16 * 24)),
+        (lambda: keras.layers.Conv2DTranspose(24, 3, strides=2), 64 * 9 * 16 * 24),
+        (lambda: keras.layers.Dense(24), 64 * 16 * 24),
+        (lambda: keras.layers.Conv2D(24, 3, strides=2, groups=2, padding="same"), 16 * 9 * 8 * 24),
+    ],
+)
+def test_work_of_other_layers(layer, work):
+    image = keras.Input((8, 8, 16))
+    assert complexity.multiply_accumulates(keras.Model(image, layer()(image))) == work
+
+
+def own(monkeypatch, build) -> models.Architecture:
+    """An architecture as a user adds one."""
+    monkeypatch.setattr(models, "check", lambda name: name)
+    monkeypatch.setitem(sys.modules, "models.my_own", types.SimpleNamespace(build=build))
+    return models.get("my_own")
+
+
+def a_row(shape, nb_classes):
+    steps = [keras.layers.Rescaling(1 / 128, offset=-1), keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
+    return keras.Sequential([keras.Input(shape), *steps, keras.layers.Dense(nb_classes)])
+
+
+def test_a_sequential_of_ones_own_becomes_a_graph_of_the_files_name(monkeypatch, rng):
+    built = []
+    monkeypatch.setattr(
+        models, "as_graph", lambda model, name, real=models.as_graph: built.append(model) or real(model, name)
+    )
+    model = own(monkeypatch, a_row).build((32, 20, 1), 10)
+    assert (model.name, type(model).__name__) == ("my_own", "Functional")
+    pictures = rng.integers(0, 256, (3, 32, 20, 1)).astype(np.float32)
+    np.testing.assert_allclose(model(pictures), built[0](pictures), rtol=1e-5)
+    # A layer that seems to be used twice can't be quantised.
+    fake_quant.check(model, "my_own.py")
+
+
+def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch, tiny):
+    def soft(shape, nb_classes):
+        row = a_row(shape, nb_classes)
+        return keras.Model(row.inputs, keras.layers.Softmax()(row.outputs[0]))
+
+    def two(shape, nb_classes):
+        row = a_row(shape, nb_classes)
+        return keras.Model(row.inputs, [row.outputs[0], row.outputs[0]])
+
+    def odd(shape, nb_classes):
+        image = keras.Input(shape)
+        x = keras.layers.SeparableConv2D(4, 3)(keras.layers.Rescaling(1 / 128, offset=-1)(image))
+        return keras.Model(image, keras.layers.Dense(nb_classes)(keras.layers.Flatten()(x)))
+
+    settings = tiny()
+    splits = loader.load(settings)
+    monkeypatch.setattr(session, "_fit", lambda *args: pytest.fail("trained"))
+    for build, message in ((soft, "ends in probabilities"), (two, "one vector"), (odd, "can't be quantised")):
+        own(monkeypatch, build)
+        (outcome,) = session.train(["my_own"], settings, session.Options(), splits)
+        assert outcome.error.startswith("models/my_own.py: ")
+        assert message in outcome.error
 
 
 def test_the_table_of_architectures_has_each_with_its_numbers_and_purpose(tiny):

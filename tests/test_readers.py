@@ -83,6 +83,18 @@ def test_label_file(folder):
     assert data.skipped == {"not readable": 1}
 
 
+def test_pictures_that_a_label_file_does_not_list_are_counted(folder, caplog):
+    for name in ("a.png", "b.png", "images/c.png"):
+        put(folder / name)
+    assert read_lines(folder, "b.png 3.4\n").files == ("b.png",)
+    assert "2 pictures are not listed in labels.txt and are left out, first: a.png" in caplog.text
+    caplog.clear()
+    read_lines(folder, "a.png 1.0\nb.png 3.4\nc.png N\n")
+    assert "not listed" not in caplog.text
+    with pytest.raises(SourceError, match=r"labels.txt lists no picture"):
+        read_lines(folder, "# nothing yet\n")
+
+
 def test_label_file_of_another_name_in_a_folder(folder):
     put(folder / "2024/a.png")
     (folder / "2024/train.csv").write_text("a.png 3.4\n")

@@ -14,7 +14,7 @@ from tests.conftest import write_digit
 from tests.kitchen import put, read_lines
 from utils import readers, review, synthetic
 from utils.labels import LabelError
-from utils.review import Reviewed
+from utils.review import ASIDE, LEARNT, Reviewed
 from utils.sources import DataSource, SourceError
 
 HOSTILE = 'a"><img src=x onerror=alert(1)>.png'
@@ -40,9 +40,9 @@ ODD_NAMES = [
 UNNAMED = ["back\\slash.png", "line\nfeed.png", "blank at the end.png ", "no\udcffutf.png", "ideographic.png\u3000"]
 
 
-def reviewed(file="a.png", label="3.4", old=("3.4", 0.9), new=("3.4", 0.9), learnt=True, image=None) -> Reviewed:
+def reviewed(file="a.png", label="3.4", old=("3.4", 0.9), new=("3.4", 0.9), part=LEARNT, image=None) -> Reviewed:
     image = np.full((32, 20, 3), 128, np.uint8) if image is None else image
-    return Reviewed(file, image, label, old, new, learnt)
+    return Reviewed(file, image, label, old, new, part)
 
 
 class Elements(HTMLParser):
@@ -166,7 +166,7 @@ def test_policy_runs_this_script_alone():
 
 def test_counts_and_kinds():
     entries = [
-        reviewed("suspicious", old=("7.0", 0.8), new=("7.0", 0.7), learnt=False),
+        reviewed("suspicious", old=("7.0", 0.8), new=("7.0", 0.7), part=ASIDE),
         reviewed("wrong", new=("7.1", 0.8)),
         *[reviewed(f"{number}.png") for number in range(1998)],
     ]
@@ -221,7 +221,7 @@ def _digits(folder: Path, names: list[str]) -> list[Reviewed]:
         true, other = f"{tenths / 10:.1f}", f"{(tenths + 20) % 100 / 10:.1f}"
         old = (other, 0.6 + 0.03 * number % 0.4) if number % 3 else (true, 0.97)
         new = (other if number % 5 == 4 else true, 0.995 - 0.03 * number)
-        entries.append(Reviewed(name, image, true if number else other, old, new, number % 4 != 3))
+        entries.append(Reviewed(name, image, true if number else other, old, new, LEARNT if number % 4 != 3 else ASIDE))
     return entries
 
 
@@ -283,7 +283,12 @@ def test_policy_stops_what_gets_past_the_escaping(browser, tmp_path, smuggled, d
 def test_two_thousand_pictures_in_the_browser(browser, tmp_path):
     image = np.full((32, 20, 3), 128, np.uint8)
     entries = [
-        reviewed(f"{number}.png", new=("7.0" if number < 5 else "3.4", 0.9), learnt=number % 2 == 0, image=image)
+        reviewed(
+            f"{number}.png",
+            new=("7.0" if number < 5 else "3.4", 0.9),
+            part=ASIDE if number % 2 else LEARNT,
+            image=image,
+        )
         for number in range(2000)
     ]
     (tmp_path / "review.html").write_text(review.page("Review", entries, 100, "bad"), encoding="utf-8")

@@ -46,10 +46,17 @@ def file_bytes(model: keras.Model, quantized: bool = True) -> int:
 
 
 def _layer(layer: keras.layers.Layer) -> int:
-    if isinstance(layer, layers.Dense):
-        return layer.kernel.shape[0] * layer.kernel.shape[1]
-    if isinstance(layer, layers.DepthwiseConv2D | layers.Conv2D):
-        height, width = layer.output.shape[1:3]
+    if isinstance(layer, layers.Dense | layers.DepthwiseConv2D | layers.Conv2D):
         # A depthwise kernel (h, w, C, M) gives C*M channels, a plain one (h, w, C, F) has its groups taken out of C.
-        return height * width * math.prod(layer.kernel.shape)
+        return _places(layer.output) * math.prod(layer.kernel.shape)
+    if isinstance(layer, layers.SeparableConv2D):
+        return _places(layer.output) * sum(
+            math.prod(one.shape) for one in (layer.depthwise_kernel, layer.pointwise_kernel)
+        )
+    if isinstance(layer, layers.Conv2DTranspose):
+        return _places(layer.input) * math.prod(layer.kernel.shape)
     return 0
+
+
+def _places(tensor: keras.KerasTensor) -> int:
+    return math.prod(tensor.shape[1:-1])

@@ -68,26 +68,26 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
         log.warning("only %d training pictures to calibrate on: the quantised file may lose accuracy", len(calibration))
     quantized = fake_quant.quantize(model, calibration)
     kind = "ptq"
+    # Few outputs differ by a share that is chance: training pictures fill up what validation lacks.
+    validation = splits.pool.images(loader.spread(splits.validation, gate.MAX_PICTURES))
+    samples = np.concatenate([validation, calibration])
+    # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
+    plain = "tflite_micro" if "tflite_micro" in settings.deploy_targets else None
     if mode.qat:
-        content = export.integer_tflite(quantized, settings.quantized_io_type)
-        files.append(DeviceFile(f"{model.name}_ptq.tflite", content, kind))
+        made = _for_device(quantized, plain, kind, samples, settings)
+        files.append(dataclasses.replace(made, name=f"{model.name}_ptq.tflite", companion=None))
         log.info("training %s on with fake quantisation", model.name)
         training.fit_quantized(quantized, splits, settings)
         temperature.fold(quantized, splits, settings)
         kind = "qat"
-    # Few outputs differ by a share that is chance: training pictures fill up what validation lacks.
-    validation = splits.pool.images(splits.validation[: gate.MAX_PICTURES])
-    samples = np.concatenate([validation, calibration])
-    # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
-    plain = [] if "tflite_micro" in settings.deploy_targets else [None]
-    for target in dict.fromkeys([*plain, *settings.deploy_targets]):
+    for target in dict.fromkeys([plain, *settings.deploy_targets]):
         files.append(file := _for_device(quantized, target, kind, samples, settings))
         if file.verdict:
             _log(file.verdict, file.name)
     if mode.espdl:
         for name, made, verdict in espdl_deployment.make(model, quantized, splits, settings):
             _log(verdict, name)
-            files.append(DeviceFile(name, made.release, "espdl", verdict, espdl=made))
+            files.append(DeviceFile(name, made.release if made else b"", "espdl", verdict, espdl=made))
     return files
 
 
@@ -108,10 +108,13 @@ def _for_device(
     from utils import export
 
     device = targets.get(target or "tflite_micro")
-    source = fake_quant.with_rgb_input(quantized) if device.rgb else quantized
+    name = targets.file_name(device.name, quantized.name, settings.nb_classes, settings.model_version)
+    try:
+        source = fake_quant.with_rgb_input(quantized) if device.rgb else quantized
+    except fake_quant.QuantizationError as error:
+        return DeviceFile(name, b"", kind, Verdict(target, False, (str(error),), (), None, "not converted"))
     io_type = device.io_type or settings.quantized_io_type
     content = export.integer_tflite(source, io_type, settings.nb_classes in device.needs_softmax)
-    name = targets.file_name(device.name, quantized.name, settings.nb_classes, settings.model_version)
     if target is None:
         return DeviceFile(name, content, kind)
     verdict = gate.check(target, content, settings.nb_classes, targets.soft_labels(settings), samples)

@@ -20,7 +20,7 @@ AGREEMENT_IMAGES = 1000  # validation pictures on which a file must read what th
 
 def make(
     model: keras.Model, quantized: keras.Model, splits: Splits, settings: Settings
-) -> Iterator[tuple[str, Espdl, Verdict]]:
+) -> Iterator[tuple[str, Espdl | None, Verdict]]:
     """File name, file and verdict for each of ``ESP_DL_TARGETS``; writes nothing.
 
     Args:
@@ -29,20 +29,24 @@ def make(
         splits: calibration pictures are drawn from the training part, the agreement is measured on the validation part.
         settings: says which chips, and how.
 
-    Raises:
-        EspdlExportError: the conversion failed.
+    A conversion that fails is a refusal of the chip, so that the files of other devices come out.
     """
-    network = espdl.to_onnx(quantized)
+    network = None
     calibration = loader.calibration_images(splits, espdl.CALIBRATION_IMAGES, settings.seed)
-    images = splits.pool.images(splits.validation[:AGREEMENT_IMAGES])
+    images = splits.pool.images(loader.spread(splits.validation, AGREEMENT_IMAGES))
     reference = evaluation.keras_logits(model, images).argmax(axis=1)
     metadata = {"input": manifest.ENCODINGS["int8"], "classes": manifest.CLASS_NAMES[settings.nb_classes]}
     for chip in dict.fromkeys(settings.esp_dl_targets):
         log.info("writing the ESP-DL file for %s", chip)
-        made = espdl.export(network, chip, settings.esp_dl_mode, calibration, images, reference, metadata)
+        name = chips.file_name(model.name, chip)
+        try:
+            network = network or espdl.to_onnx(quantized)
+            made = espdl.export(network, chip, settings.esp_dl_mode, calibration, images, reference, metadata)
+        except espdl.EspdlExportError as error:
+            yield name, None, Verdict(chip, False, (str(error),), (), None, "not converted")
+            continue
         minimum = settings.esp_dl_min_agreement
-        verdict = espdl_gate.check(chip, made.release, made.debug, images, reference, minimum)
-        yield chips.file_name(model.name, chip), made, verdict
+        yield name, made, espdl_gate.check(chip, made.release, made.debug, images, reference, minimum)
 
 
 def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits, threshold: float | None) -> None:

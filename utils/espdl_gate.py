@@ -44,6 +44,8 @@ def _inside(model: EspdlModel, target: str) -> Iterator[str]:
     for name in espdl_file.misplaced_constants(model):
         yield f"constant {name} has its channels first beside a tensor with channels last"
     for node in model.nodes:
+        if node.operator == "AveragePool" and any(node.attributes.get("pads", ())):
+            yield f"{node.operator} {node.name} is padded: on the chip the border's zeros count; pool without padding"
         if node.operator in WEIGHTED and _shifts_left(model, node):
             yield f"{node.operator} {node.name} would have to shift its result to the left"
 

@@ -132,7 +132,7 @@ def check(model: keras.Model, file: str) -> None:
     try:
         _plan(model)
     except QuantizationError as error:
-        hint = "fine-tune.py with --set QUANTIZE_MODEL=False makes the float files alone"
+        hint = "train.py and fine-tune.py with --set QUANTIZE_MODEL=False make the float files alone"
         raise QuantizationError(f"{file}: {error}; {hint}") from error
 
 
@@ -177,9 +177,18 @@ def with_rgb_input(quantized: keras.Model) -> keras.Model:
     """The same network for RGB pictures: grey by the usual weights (ITU-R BT.601), which go into the first kernel.
 
     Returns a grey model's clone that takes ``(N, H, W, 3)``; an RGB model comes back as it is.
+
+    Raises:
+        QuantizationError: the first layer is no convolution that could take the weights.
     """
     if quantized.input_shape[-1] == 3:
         return quantized
+    for layer in _first(quantized):
+        if not isinstance(layer, layers.Conv2D):
+            raise QuantizationError(
+                f"layer {layer.name}: only a convolution right at the beginning makes a network of grey pictures take "
+                "RGB ones; train with INPUT_CHANNELS = 3"
+            )
     config = quantized.get_config()
     shape = config["layers"][0]["config"]["batch_shape"]
     config["layers"][0]["config"]["batch_shape"] = (*shape[:-1], 3)
@@ -217,9 +226,24 @@ def _parents(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
 
 
+def _first(quantized: keras.Model) -> list[keras.layers.Layer]:
+    """The layers that see the pictures first, but for those that hand their values on."""
+    found, reached = [], [quantized.layers[0]]
+    while reached:
+        for layer in [node.operation for node in reached.pop()._outbound_nodes]:
+            passes = isinstance(layer, (*TRANSPARENT, layers.Rescaling, ActivationRange))
+            (reached if passes else found).append(layer)
+    return found
+
+
 def _plan(model: keras.Model) -> _Plan:
-    if not isinstance(model.layers[1], layers.Rescaling):
-        raise QuantizationError(f"{model.name} does not start with a Rescaling layer: build it on _blocks.image_input")
+    first, *others = [layer for layer in model.layers if isinstance(layer, layers.Rescaling)] or [None]
+    if first is not model.layers[1] or (first.scale, first.offset) != (1 / 128, -1):
+        raise QuantizationError(
+            f"{model.name} does not start with Rescaling(1/128, offset=-1): build it on _blocks.image_input"
+        )
+    if others:
+        raise QuantizationError(f"layer {others[0].name}: a further Rescaling can't be quantised; multiply the weights")
     consumers = {layer.name: [] for layer in model.layers}
     for layer in model.layers:
         _check(layer)
@@ -232,6 +256,11 @@ def _plan(model: keras.Model) -> _Plan:
         for parent in _parents(layer)
         if isinstance(parent, WEIGHTED) and _linear(parent) and len(consumers[parent.name]) == 1
     }
+    for layer in model.layers:
+        flat = isinstance(layer, layers.BatchNormalization) and len(layer.output.shape) != 4
+        if flat and layer.name not in folded:
+            hint = "put the batch normalisation right behind a dense layer without activation"
+            raise QuantizationError(f"layer {layer.name}: {hint}")
     ranged = [
         layer.name
         for layer in model.layers
@@ -256,9 +285,6 @@ def _check(layer: keras.layers.Layer) -> None:
         )
     if isinstance(layer, WEIGHTED) and not (_linear(layer) or _is_relu(layer)):
         raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
-    flat = isinstance(layer, layers.BatchNormalization) and len(layer.output.shape) != 4
-    if flat and not isinstance(_parents(layer)[0], WEIGHTED):
-        raise QuantizationError(f"layer {layer.name}: put the batch normalisation right behind the dense layer")
     if len(layer._inbound_nodes) > 1:
         raise QuantizationError(f"layer {layer.name} is used more than once: a shared layer can't be quantised")
 

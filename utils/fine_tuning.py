@@ -68,13 +68,19 @@ def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mi
         seed: of the draw.
 
     Raises:
-        FineTuningError: nothing to learn from.
+        FineTuningError: nothing to learn from, or nothing new where something new is to be learnt.
     """
     train, source_ids = np.unique(splits.train), splits.pool.source_ids
     of = {name: np.isin(source_ids[train], [splits.source(one) for one in names])
           for name, names in (("new", plan.new), ("augmented", augmented))}  # fmt: skip
     originals = train[~of["new"] & ~of["augmented"]]
     new, changeable = train[of["new"]], train[of["augmented"]] if augmented else originals
+    if plan.new and not len(new):
+        raise FineTuningError(
+            f"none of the pictures of {', '.join(plan.new)} is left to learn from: they are twins of pictures that are "
+            "measured on (TEST_SOURCES, the test part of DATA_SOURCES), or the source's weight leaves them out; give "
+            "other pictures, or take those out of what is measured"
+        )
     rng = np.random.default_rng(seed)
     plain, changed = _share(originals, plan.data_ratio, rng), _share(changeable, plan.augmented_ratio, rng)
     old = len(plain) + len(changed)

@@ -122,6 +122,10 @@ def _warnings(device: Target, facts: FileFacts) -> Iterator[str]:
                 yield f"{text.format(inputs=node.filter_shape[-1])}; compare the golden outputs on the device"
 
 
+def _grouped(node: Node) -> bool:
+    return node.filter_shape[-1] != node.input_shape[-1]
+
+
 def _strided(node: Node) -> bool:
     return max(node.stride_h, node.stride_w) > 1
 
@@ -134,7 +138,11 @@ def _padded_unevenly(node: Node) -> bool:
 
 # What kernels for chips have been seen to compute wrongly where the plain kernels of this computer don't.
 _CHIP_TROUBLE = {
-    "CONV_2D": [(_padded_unevenly, "a convolution with stride 2 and SAME padding on an even size is wrong on chips")],
+    "CONV_2D": [
+        (_padded_unevenly, "a convolution with stride 2 and SAME padding on an even size is wrong on chips"),
+        # esp-tflite-micro's kernels/esp_nn/conv.cc (2025) takes the input's channels for those of a group.
+        (_grouped, "a convolution in groups is wrong on chips"),
+    ],
     "DEPTHWISE_CONV_2D": [(_strided, "a depthwise convolution with stride 2 is wrong on some chips")],
     "FULLY_CONNECTED": [
         (

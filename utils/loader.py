@@ -1,6 +1,7 @@
 """Reads every source, splits without leaks, then weights the training part."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -94,9 +95,11 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
         DataError: the split leaves a part empty, or fewer than two classes to train.
     """
     used, tested = _parse(settings)
+    # Two sources of drawn digits would be alike with one seed.
+    drawings = itertools.accumulate((source.type == "synthetic" for source in (*used, *tested)), initial=0)
     read = [
-        readers.read(source, *settings.input_shape, nb_classes=settings.nb_classes, seed=settings.seed)
-        for source in (*used, *tested)
+        readers.read(source, *settings.input_shape, nb_classes=settings.nb_classes, seed=settings.seed + drawing)
+        for source, drawing in zip((*used, *tested), drawings, strict=False)
     ]
     pool = _pool(read, settings.nb_classes)
     own = np.flatnonzero(pool.source_ids < len(used))
@@ -132,6 +135,12 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     _log_facts(facts)
     fingerprint = _fingerprint(pool, weighted, validation, measured)
     return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters)
+
+
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of the indices, evenly from first to last: those of a split stand in the order of folders."""
+    chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return indices[chosen]
 
 
 def calibration_images(splits: Splits, count: int, seed: int) -> np.ndarray:

@@ -21,10 +21,9 @@ from utils.targets import TARGETS
 from utils.tflite_file import FileFacts, TensorFacts
 
 FORMAT = 1
-ARENA_MARGIN = 1.2
 ARENA_NOTE = (
-    "measured in TFLite Micro on a computer with 64-bit pointers, where it is larger than on the chip; "
-    "recommended: 20 % more, rounded up to 1 KiB, for the scratch memory of kernels made for the chip"
+    "measured in TFLite Micro on a computer with 64-bit pointers, where it is larger than on the chip; recommended: "
+    "with the scratch memory that kernels made for the chip (esp-nn) ask for at most, rounded up to 1 KiB"
 )
 ENCODINGS = {"int8": "int8 = pixel - 128", "uint8": "uint8 = pixel 0..255", "float32": "float32 = pixel 0..255"}
 CLASS_NAMES = {
@@ -139,7 +138,7 @@ def file_entry(
             "decoding": f"{DECODINGS[meaning]}; {CONFIDENCES[nb_classes]}",
         },
         "recommended_confidence": recommended_confidence,
-        "arena": _arena(verdicts),
+        "arena": _arena(verdicts, facts),
         "operators": list(facts.operators),
         "scores": dict(scores),
         "training": dict(vars(training)),
@@ -170,9 +169,24 @@ def check(manifest: Any) -> None:
             raise ManifestError(f"manifest.files[{number}].{key}: {wrong}")
 
 
-def recommended_arena(measured: int | None) -> int | None:
-    """Bytes to set aside on the device for a measured arena: 20 % more, rounded up to 1 KiB."""
-    return None if measured is None else math.ceil(measured * ARENA_MARGIN / 1024) * 1024
+def recommended_arena(measured: int | None, facts: FileFacts) -> int | None:
+    """Bytes to set aside on the device for a measured arena, with the scratch memory of the hungriest operator."""
+    scratch = max((_scratch(node) for node in facts.nodes), default=0)
+    return None if measured is None else math.ceil((measured + scratch) / 1024) * 1024
+
+
+def _scratch(node: tflite_file.Node) -> int:
+    """What no version of esp-nn's kernels for the ESP32-S3 (``esp_nn_get_conv_scratch_size_esp32s3``) exceeds.
+
+    The first ones widened input and filter to 16 bits, later ones keep up to two padded inputs and an aligned filter.
+    """
+    if node.operator not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        return 0
+    _, height, width, channels = node.input_shape
+    filters, filter_height, filter_width, depth = node.filter_shape
+    padded = (height + filter_height - 1) * (width + filter_width - 1) * channels
+    kernel = filters * filter_height * filter_width * math.ceil(depth / 16) * 16
+    return 2 * (padded + kernel) + 16 * channels + 4 * node.output_shape[-1] + 32
 
 
 def companion_text(
@@ -187,7 +201,7 @@ def companion_text(
     """
     facts = tflite_file.read(content)
     source, target = facts.input, facts.output
-    recommended = recommended_arena(arena)
+    recommended = recommended_arena(arena, facts)
     counts = sorted(Counter(node.operator for node in facts.nodes).items())
     colour = "grey" if source.shape[-1] == 1 else "RGB"
     lines = [
@@ -228,9 +242,9 @@ def _number_format(tensor: tflite_file.TensorFacts) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "scale": tensor.scale, "zero_point": tensor.zero_point}
 
 
-def _arena(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _arena(verdicts: Sequence[Verdict], facts: FileFacts) -> dict[str, Any]:
     measured = max((verdict.arena_bytes for verdict in verdicts if verdict.arena_bytes is not None), default=None)
-    return {"measured_bytes": measured, "recommended_bytes": recommended_arena(measured), "note": ARENA_NOTE}
+    return {"measured_bytes": measured, "recommended_bytes": recommended_arena(measured, facts), "note": ARENA_NOTE}
 
 
 def _check(value: Any, wanted: Any, path: str) -> None:

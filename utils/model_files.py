@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+import models
 from utils import encodings, runs, tflite_file
 from utils import settings as settings_module
 from utils.errors import UserError
@@ -182,15 +183,14 @@ def load(path: Path, foreign: bool = False) -> Any:
             many, or it is no model of this toolkit's kind.
     """
     path = Path(path)
-    config, weights, stored = _read(path)
+    config, weights, stored = _read(path, foreign)
     import keras
 
     with _one_sentence(f"{path}: Keras cannot load this model; take another file or train it anew"):
         _check_sizes(path, _skeleton(keras, config), stored)
         model = _rebuild(keras, config, weights)
         _check_kind(path, model, tuple(encodings.OUTPUTS) if foreign else settings_module.CHOICES["nb_classes"])
-        # The same layers and weights as one graph, a Sequential's too: export and quantisation walk through it.
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        model = models.as_graph(model, model.name)
         if not foreign:
             _check_start(path, model)
             _check_end(path, model)
@@ -379,8 +379,12 @@ def _newest(output_dir: Path) -> Path:
 
 def _finished(results: Path) -> None:
     with _one_sentence(f"{results}: damaged"):
-        if not isinstance(json.loads(results.read_text()), dict):
+        found = json.loads(results.read_text())
+        if not isinstance(found, dict):
             raise ModelFileError(f"{results}: damaged")
+        judgement = found.get("judgement")
+        if isinstance(judgement, dict) and judgement.get("accepted") is False:
+            raise ModelFileError(f"{results}: its retraining was REJECTED; name it to use it all the same")
 
 
 def _model_of(folder: Path) -> Path:
@@ -410,7 +414,7 @@ def _refuse_other_kinds(path: Path) -> None:
         raise ModelFileError(f"{path}: no .keras file or a damaged one; copy it again or take another file")
 
 
-def _read(path: Path) -> tuple[str, bytes, int]:
+def _read(path: Path, foreign: bool = False) -> tuple[str, bytes, int]:
     """The checked description and weights of a file, and the number of weights.
 
     How the model was compiled is left out of the description.
@@ -425,7 +429,7 @@ def _read(path: Path) -> tuple[str, bytes, int]:
             _check_entries(path, archive.infolist())
             _check_version(path, archive)
             config = json.loads(_entry(archive, CONFIG))
-            _check_config(path, config)
+            _check_config(path, config, foreign)
             weights = _entry(archive, WEIGHTS)
         stored = _check_weights(path, weights)
     return json.dumps({**config, "compile_config": None}), weights, stored
@@ -472,12 +476,13 @@ def _check_version(path: Path, archive: zipfile.ZipFile) -> None:
         raise ModelFileError(f"{path}: saved by Keras {shown}; rebuild the model with Keras 3 and save it again")
 
 
-def _check_config(path: Path, config: Any) -> None:
+def _check_config(path: Path, config: Any, foreign: bool) -> None:
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ModelFileError(f"{path}: {CONFIG} describes no model; save the model with Keras 3 anew")
     _check_part(path, config, MODELS)
     name = config["config"].get("name")
-    if not (isinstance(name, str) and NAME.fullmatch(name) and len(name) <= MAX_NAME):
+    # No file is called by the name of a model that is only measured.
+    if not (isinstance(name, str) and (foreign or (NAME.fullmatch(name) and len(name) <= MAX_NAME))):
         raise ModelFileError(
             f"{path}: the model's name {_printable(repr(name))} becomes part of file names: save it with one of "
             f"letters, digits, '.', '_' and '-' that begins with a letter or digit and has at most {MAX_NAME}"
@@ -609,8 +614,8 @@ def _check_kind(path: Path, model: Any, classes: tuple[int, ...]) -> None:
 
 
 def _shapes(shapes: list[tuple]) -> str:
-    texts = [f"({', '.join('batch' if side is None else str(side) for side in shape)})" for shape in shapes]
-    return _printable(" and ".join(texts))
+    texts = [", ".join(["batch", *("any" if side is None else str(side) for side in shape[1:])]) for shape in shapes]
+    return _printable(" and ".join(f"({text})" for text in texts))
 
 
 def _first_layers(model: Any) -> dict[str, Any]:
@@ -621,6 +626,20 @@ def _first_layers(model: Any) -> dict[str, Any]:
         for node in layer._inbound_nodes
         if any(tensor is image for tensor in node.input_tensors)
     }
+
+
+def check_built(model: Any, file: str) -> None:
+    """Refuses an architecture whose trained model :func:`load` would not take, so before it is trained.
+
+    ``file`` is where the architecture lies, for the message.
+
+    Raises:
+        ModelFileError: it takes more than one picture or gives more than one vector, begins without
+            ``Rescaling(1/128, offset=-1)``, or ends in probabilities.
+    """
+    _check_kind(Path(file), model, settings_module.CHOICES["nb_classes"])
+    _check_start(Path(file), model)
+    _check_end(Path(file), model)
 
 
 def _check_start(path: Path, model: Any) -> None:

@@ -74,7 +74,9 @@ def entries(source: DataSource) -> list[Entry | Problem]:
         raise _error(source, f"{source.path} is a file, a folder is needed; {_mend(source)}")
     found = list(LISTERS[source.type](source, os.path.abspath(source.path)))
     if not found:
-        raise _error(source, f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}; {_mend(source)}")
+        missing = f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}"
+        missing = f"{source.path / source.labels} lists no picture" if source.type == "label_file" else missing
+        raise _error(source, f"{missing}; {_mend(source)}")
     return found
 
 
@@ -185,6 +187,7 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
     # Resolving is slow, and there are far fewer folders than pictures.
     resolve = functools.cache(os.path.realpath)
     first: dict[str, tuple[int, str, int | None]] = {}
+    listed = set()
     for number, name, label in _lines(source, root):
         where = f"{source.labels} line {number}"
         # No file can be called \0, not even to find out where it lies.
@@ -194,6 +197,7 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
             hint = "; a line needs the picture's name, a tab and the label" if joined else ""
             yield Problem(where, MISSING, f"{name} is neither beside it nor in images/{hint}")
             continue
+        listed.add(file.name)
         folder = file.name.removeprefix("images/").rpartition("/")[0]
         found = _labelled(file, folder or source.name, where, label)
         if isinstance(found, Entry):
@@ -205,6 +209,15 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
             if earlier != number:
                 continue
         yield found
+    _warn_of_unlisted(source, [file.name for file in _walked(source, root) if file.name not in listed])
+
+
+def _warn_of_unlisted(source: DataSource, files: list[str]) -> None:
+    if files:
+        log.warning(
+            "data source '%s': %d pictures are not listed in %s and are left out, first: %s; to read them, add lines",
+            *(source.name, len(files), source.labels, files[0]),
+        )
 
 
 def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:

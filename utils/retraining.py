@@ -23,7 +23,7 @@ class Judgement:
     """Whether the retrained model may take the old one's place; ``reasons`` against it.
 
     ``bad_before`` and ``bad_after`` are the shares of the bad pictures read right, 0..1, measured on those kept aside,
-    or where ``kept_aside`` is 0 on those learnt from, which flatters.
+    or where ``kept_aside`` is 0 on all of them, which flatters.
     """
 
     accepted: bool
@@ -69,14 +69,14 @@ def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, m
         results: of :func:`session.fine_tune`.
         bad_before: share of the bad pictures that the old model reads right, 0..1.
         bad_after: the same of the new model.
-        kept_aside: how many bad pictures that was measured on, 0: it was those learnt from.
+        kept_aside: how many bad pictures that was measured on, 0: it was all of them.
         max_drop: in points, hundredths of a share.
     """
     score, text = _score(results["nb_classes"])
     reasons = []
     if bad_after <= bad_before:
-        which = "kept aside" if kept_aside else "learnt from"
-        reasons.append(f"of the bad pictures {which} {bad_after:.1%} are read {text}, before {bad_before:.1%}")
+        which = " kept aside" if kept_aside else ""
+        reasons.append(f"of the bad pictures{which} {bad_after:.1%} are read {text}, before {bad_before:.1%}")
     after = results["files"][runs.BEST_MODEL_FILE]["sets"]
     for name, was in results["before"]["sets"].items():
         drop = 100 * (was[score] - after[name][score])
@@ -89,7 +89,9 @@ def summary(outcome: Outcome, judgement: Judgement) -> str:
     """What is printed below the table: meters that changed most, the verdict and where the page is."""
     _, text = _score(outcome.results["nb_classes"])
     count, before, after = judgement.kept_aside, judgement.bad_before, judgement.bad_after
-    where = f"{count} bad pictures kept aside" if count else "the bad pictures, all learnt from (too few to keep aside)"
+    learnt = outcome.results["training"]["new_pictures"]
+    where = f"the bad pictures, {learnt} of them learnt from (too few to keep some aside)"
+    where = f"{count} bad pictures kept aside" if count else where
     lines = [f"{where}: {before:.1%} read {text} before, {after:.1%} now", *_meter_changes(outcome.results)]
     lines.append(f"review the labels: {outcome.run_dir / REVIEW_FILE}")
     lines.append("ACCEPTED" if judgement.accepted else f"REJECTED: {'; '.join(judgement.reasons)}")
@@ -135,11 +137,12 @@ def _meter_changes(results: dict, shown: int = 5) -> list[str]:
 def _reviewed(splits: Splits, bad: np.ndarray, old: np.ndarray, new: np.ndarray, aside: np.ndarray) -> list[Reviewed]:
     nb_classes = splits.pool.nb_classes
     answers = [_answers(logits, labels.class_names(nb_classes)) for logits in (old, new)]
-    rows = zip(bad, splits.pool.images(bad), splits.pool.tenths[bad], *answers, strict=True)
-    kept = set(aside.tolist())
+    kept, learnt = set(aside.tolist()), set(splits.train.tolist())
+    parts = [review.ASIDE if index in kept else review.LEARNT if index in learnt else review.LEFT_OUT for index in bad]
+    rows = zip(bad, splits.pool.images(bad), splits.pool.tenths[bad], *answers, parts, strict=True)
     return [
-        Reviewed(splits.pool.files[index], image, labels.text(tenths, nb_classes), was, now, learnt=index not in kept)
-        for index, image, tenths, was, now in rows
+        Reviewed(splits.pool.files[index], image, labels.text(tenths, nb_classes), was, now, part)
+        for index, image, tenths, was, now, part in rows
     ]
 
 

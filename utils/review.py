@@ -11,6 +11,7 @@ from utils import labels, markup
 LABEL_FILE = "labels.txt"
 
 # Of each filter its title; "all" is no kind of picture.
+LEARNT, ASIDE, LEFT_OUT = "trained on", "kept aside", "not trained on"
 FILTERS = {"all": "All", "suspicious": "Label looks wrong", "wrong": "Still wrong", "aside": "Kept aside"}
 
 _SENTENCE = (
@@ -25,8 +26,8 @@ class Reviewed:
 
     ``file`` is a posix path relative to the folder; ``image`` (H, W, C) uint8, RGB or grey; ``label`` what it was
     labelled, as a class name ("3.4", "3"; for 10 classes tenths may stand, too, and are kept); ``old`` and ``new``
-    what the model read before and after, as class name and confidence 0..1; ``learnt`` whether it was trained on
-    (False: kept aside to measure).
+    what the model read before and after, as class name and confidence 0..1; ``part`` is ``LEARNT``, ``ASIDE`` (to
+    measure on) or ``LEFT_OUT`` (a twin of a measured picture, or its source has little weight).
     """
 
     file: str
@@ -34,7 +35,7 @@ class Reviewed:
     label: str
     old: tuple[str, float]
     new: tuple[str, float]
-    learnt: bool
+    part: str
 
 
 def is_wrong(entry: Reviewed, nb_classes: int) -> bool:
@@ -125,7 +126,7 @@ def _kinds(entry: Reviewed, nb_classes: int) -> list[str]:
     is_kind = {
         "suspicious": is_suspicious(entry, nb_classes),
         "wrong": is_wrong(entry, nb_classes),
-        "aside": not entry.learnt,
+        "aside": entry.part == ASIDE,
     }
     return [kind for kind, holds in is_kind.items() if holds]
 
@@ -171,7 +172,7 @@ def _card(number: int, entry: Reviewed, kinds: list[str], named: bool, pattern: 
         f"src='data:image/png;base64,{markup.png(entry.image)}'>"
         f"<dl><dt>Labelled</dt><dd>{markup.escaped(entry.label)}</dd>{_read('Old model', entry.old)}"
         f"{_read('New model', entry.new)}</dl></div>"
-        f"<p class='tags'>{_tags(kinds)}</p>"
+        f"<p class='tags'>{_tags(kinds, entry.part)}</p>"
         f"<p class='edit'><label>Label <input class='label' value='{markup.escaped(entry.label)}' pattern='{pattern}' "
         f"aria-describedby='e{number}' inputmode='decimal' autocomplete='off' size='4' maxlength='3' required></label>"
         f"{take if suspicious else ''}</p>"
@@ -182,10 +183,9 @@ def _card(number: int, entry: Reviewed, kinds: list[str], named: bool, pattern: 
     )
 
 
-def _tags(kinds: list[str]) -> str:
+def _tags(kinds: list[str], part: str) -> str:
     shown = ["label looks wrong" if "suspicious" in kinds else "still wrong" if "wrong" in kinds else "read right"]
-    shown.append("kept aside" if "aside" in kinds else "trained on")
-    return " ".join(f"<span>{tag}</span>" for tag in shown)
+    return " ".join(f"<span>{tag}</span>" for tag in [*shown, part])
 
 
 def _read(who: str, reading: tuple[str, float]) -> str:

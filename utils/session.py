@@ -42,6 +42,8 @@ from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
+LOW_AGREEMENT = 0.9  # of a file with the Keras model; rounding to 8 bits costs a trained network some hundredths
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -221,6 +223,9 @@ def _run(
     with devices.shared(settings):
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
+        model_files.check_built(model, f"models/{architecture.name}.py")
+        if mode.int8:
+            fake_quant.check(model, f"models/{architecture.name}.py")
         if mode.int8 and keras.backend.backend() == "tensorflow":
             deployment.foresee(model, settings)
         run_dir = runs.create(architecture.name, settings, mode.label)
@@ -325,6 +330,10 @@ def _score(
         file: {"bytes": (run_dir / file).stat().st_size, "sets": scoring.sets(splits, values, reference, threshold)}
         for file, values in logits.items()
     }
+    for file, values in logits.items():
+        alike = float((values.argmax(axis=1) == reference).mean())
+        if alike < LOW_AGREEMENT:
+            log.warning("%s reads only %.1f %% of the measured pictures like the Keras model", file, 100 * alike)
     values, title = logits[recommended], f"{recommended} on {', '.join(splits.measured)}"
     report.confusion_matrix(run_dir / report.CONFUSION_FILE, classes, values.argmax(axis=1), pool.nb_classes, title)
     worst_readings.save(run_dir, recommended, splits, indices, values)
@@ -348,8 +357,10 @@ def _recommend(model: keras.Model, files: list[deployment.DeviceFile], splits: S
         Its name, and the confidence below which its readings are better refused, see :func:`confidence.recommended`.
     """
     pool, pictures = splits.pool, splits.validation
-    first_of_kind = {file.kind: file for file in reversed(files)}
-    candidates = [first_of_kind[kind] for kind in ("ptq", "qat") if kind in first_of_kind] or files[:1]
+    # Of each kind the first one, of a device if there is any.
+    ranked = sorted(files, key=lambda file: file.verdict is None)
+    first_of_kind = [next((file for file in ranked if file.kind == kind), None) for kind in ("ptq", "qat")]
+    candidates = [file for file in first_of_kind if file] or files[:1]
     images, classes = pool.images(pictures), pool.classes(pictures)
     logits = {file.name: evaluation.file_logits(file.name, file.content, images) for file in candidates}
     logits = logits or {runs.BEST_MODEL_FILE: evaluation.keras_logits(model, images)}

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
@@ -242,6 +243,13 @@ def to_json(settings: Settings) -> str:
     return json.dumps(dataclasses.asdict(settings), indent=2)
 
 
+def _with_text_path(source: Any) -> Any:
+    # What is no dictionary is refused where sources are parsed.
+    if isinstance(source, dict) and isinstance(source.get("path"), Path):
+        return {**source, "path": str(source["path"])}
+    return source
+
+
 def _literal(field: str, kind: type, text: str) -> Any:
     try:
         value = ast.literal_eval(text)
@@ -277,6 +285,8 @@ def _checked(field: str, kind: type, value: Any) -> Any:
         value = os.path.expanduser(value)
     if field == "teachers":
         value = [os.path.expanduser(one) if isinstance(one, str) else one for one in value]
+    if field in ("data_sources", "test_sources"):
+        value = [_with_text_path(one) for one in value]
     if field == "output_dir" and (not value or "\0" in value or os.path.isfile(value)):
         raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
     return value
