@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 from models import _blocks
 from tests import train_zoo
@@ -22,6 +23,24 @@ def test_the_label_counts_more_where_the_teacher_misreads_a_drawn_picture():
     # The first two are photographs, whose labels people gave; 9.9 is near 0.1 on the ring.
     np.testing.assert_allclose(found[[0, 1, 2, 3], [12, 40, 99, 40]], [0.9 + 0.1 * spread[12, 12], 0.9, 0.9, 0.5])
     np.testing.assert_allclose(found[3, 12], 0.5 * spread[12, 12])
+
+
+def test_blended_pictures_have_no_label_but_the_teachers_answer(rng):
+    images = np.repeat(np.array([0, 200], np.uint8), 5000)[:, None, None, None] + np.zeros((10_000, 2, 2, 3), np.uint8)
+    tenths = np.repeat(np.array([12, 40]), 5000)
+    blended, left = train_zoo.blend(images, tenths, rng)
+    without = left == train_zoo.NO_LABEL
+    assert without.mean() == pytest.approx(train_zoo.BLENDED, abs=0.02)
+    np.testing.assert_array_equal(blended[~without], images[~without])
+    np.testing.assert_array_equal(left[~without], tenths[~without])
+    seen = blended[:, 0, 0, 0][without]
+    # Half of the others are alike, and none outshines the picture itself.
+    assert (seen[tenths[without] == 12] <= 100).all() and (seen[tenths[without] == 40] >= 100).all()
+    assert 0.4 < np.isin(seen, [0, 200]).mean() < 0.6
+    answers = np.full((2, 100), 0.01, np.float16)
+    found = train_zoo.targets(answers, np.array([train_zoo.NO_LABEL, 12]), labels.targets(100, 1.0))
+    np.testing.assert_allclose(found[0], 0.01, rtol=1e-3)
+    assert found[1, 12] > 0.05
 
 
 def test_a_widened_network_answers_much_as_the_narrow_one(rng):

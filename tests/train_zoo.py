@@ -27,6 +27,8 @@ SHARD = 20_000  # pictures a file
 AT_ONCE = 8  # shards that are mixed with one another
 BATCH = 512
 TEACHER_SHARE = 0.9
+BLENDED = 0.4  # share of the pictures that another one shines through
+NO_LABEL = -1
 LOST_SHARE = 0.5  # where the teachers misread a drawn picture, whose label is true
 LOST = 3  # tenths beside the label
 SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 20_000, "system_fonts": True}
@@ -66,10 +68,16 @@ def write_answers(store: Path, teachers: list[str], pictures: int, part: int, pa
     augmentation = Augmentation(settings, name="augmentation")
 
     @tf.function
-    def answer(raw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        changed = tf.round(tf.clip_by_value(augmentation(raw, training=True), 0, 255))
-        logits = [tf.cast(narrow(changed, training=False), tf.float32) for narrow in answering]
-        return changed, tf.reduce_mean(tf.nn.softmax(logits), axis=0)
+    def change(raw: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.round(tf.clip_by_value(augmentation(raw, training=True), 0, 255)), tf.uint8)
+
+    @tf.function
+    def answer(images: tf.Tensor) -> tf.Tensor:
+        logits = [tf.cast(narrow(images, training=False), tf.float32) for narrow in answering]
+        return tf.reduce_mean(tf.nn.softmax(logits), axis=0)
+
+    def in_batches(function, values: np.ndarray) -> np.ndarray:
+        return np.concatenate([function(values[start : start + 500]).numpy() for start in range(0, SHARD, 500)])
 
     for shard in range(part, pictures // SHARD, parts):
         path = store / f"{shard:05d}.npz"
@@ -79,15 +87,27 @@ def write_answers(store: Path, teachers: list[str], pictures: int, part: int, pa
         drawn = synthetic.draw(SHARD // 2, seed=1_000_000 + shard, system_fonts=True)
         raw = np.concatenate([splits.pool.images(chosen), drawn.images])
         augmentation.start_epoch(shard)
-        made = [answer(raw[start : start + 500]) for start in range(0, SHARD, 500)]
-        arrays = {
-            "images": np.concatenate([images.numpy().astype(np.uint8) for images, _ in made]),
-            "answers": np.concatenate([answers.numpy().astype(np.float16) for _, answers in made]),
-            "tenths": np.concatenate([splits.pool.tenths[chosen], drawn.tenths]),
-            "teachers": np.array(teachers),
-        }
+        tenths = np.concatenate([splits.pool.tenths[chosen], drawn.tenths])
+        images, tenths = blend(in_batches(change, raw), tenths, np.random.default_rng([settings.seed, 1, shard]))
+        answers = in_batches(answer, images).astype(np.float16)
+        arrays = {"images": images, "answers": answers, "tenths": tenths, "teachers": np.array(teachers)}
         runs.write(path, lambda partial, arrays=arrays: np.savez(partial, **arrays))
         log.info("%s written", path)
+
+
+def blend(images: np.ndarray, tenths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Lets another picture shine through some, at most as strong as they are; those lose their label (-1).
+
+    The teacher's answer on what no camera sees tells more of how it reads (Beyer et al. 2022, "Knowledge distillation:
+    A good teacher is patient and consistent", arXiv:2106.05237).
+    """
+    chosen = np.flatnonzero(rng.random(len(images)) < BLENDED)
+    other = images[rng.permutation(len(images))[: len(chosen)]]
+    strength = rng.uniform(0.5, 1, (len(chosen), 1, 1, 1)).astype(np.float32)
+    images, tenths = images.copy(), tenths.copy()
+    images[chosen] = np.round(strength * images[chosen] + (1 - strength) * other)
+    tenths[chosen] = NO_LABEL
+    return images, tenths
 
 
 def steps_of(store: Path) -> int:
@@ -119,11 +139,14 @@ def _groups(store: Path, epoch: int) -> list[list[Path]]:
 
 
 def targets(answers: np.ndarray, tenths: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """The teachers' answers with a part of the labels: (N, 100) float32. The second half of a shard is drawn."""
+    """The teachers' answers with a part of the labels: (N, 100) float32. The second half of a shard is drawn.
+
+    A label of -1 is none: the answers count alone.
+    """
     answers = answers.astype(np.float32)
     away = labels.ring_distance(answers.argmax(axis=1), tenths, labels.NB_TENTHS)
     lost = (away >= LOST) & (np.arange(len(tenths)) >= len(tenths) // 2)
-    share = np.where(lost, LOST_SHARE, TEACHER_SHARE)[:, None].astype(np.float32)
+    share = np.where(tenths == NO_LABEL, 1, np.where(lost, LOST_SHARE, TEACHER_SHARE))[:, None].astype(np.float32)
     return share * answers + (1 - share) * spread[tenths]
 
 
