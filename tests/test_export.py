@@ -123,7 +123,7 @@ def test_a_model_without_rescaling_in_front_is_refused():
     import keras
 
     model = keras.Sequential([keras.Input((32, 20, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
-    with pytest.raises(fake_quant.QuantizationError, match="does not start with a Rescaling layer"):
+    with pytest.raises(fake_quant.QuantizationError, match=r"does not start with Rescaling\(1/128"):
         export.quantized_tflite(model, np.zeros((2, 32, 20, 1), np.uint8), "int8")
 
 
