@@ -53,6 +53,12 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     )
     outcome = session.fine_tune(model_file, plan, settings, splits)
     print(session.summary([outcome]))
+    unmeasured = [name for name in new if f"{name} (kept aside)" not in splits.measured]
+    if unmeasured and not settings.test_sources:
+        print(
+            f"{', '.join(unmeasured)}: all pictures are learnt from, so the table says only what else is still read; "
+            "measure on further ones: benchmark.py RUN OLD_MODEL --data FOLDER"
+        )
     return int(bool(session.refusals(outcome)))
 
 

@@ -170,6 +170,7 @@ def test_fine_tunes_the_newest_run_on_a_new_meter(trained, meter, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert results["before"]["sets"]["test"]["n"] == results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["n"]
     assert " before " in done.stdout
+    assert "all pictures are learnt from, so the table says only what else is still read" in done.stdout
     assert (tmp_path / "exported_models" / given.name / "best_model.keras").read_bytes() == before
 
 
