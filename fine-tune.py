@@ -53,7 +53,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     )
     outcome = session.fine_tune(model_file, plan, settings, splits)
     print(session.summary([outcome]))
-    unmeasured = [name for name in new if f"{name} (kept aside)" not in splits.measured]
+    unmeasured = [name for name in new if loader.aside_of(name) not in splits.measured]
     if unmeasured and not settings.test_sources:
         print(
             f"{', '.join(unmeasured)}: all pictures are learnt from, so the table says only what else is still read; "

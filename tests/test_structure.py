@@ -10,13 +10,13 @@ LAYERS = {
     0: ["parameters", "models._blocks", "utils.errors", "utils.console", "utils.camera", "utils.typefaces"],
     1: [
         *("utils.settings", "utils.labels", "utils.synthetic", "utils.twins", "utils.splitting", "utils.pictures"),
-        *("utils.plans", "utils.markup", "utils.isolation", "utils.robustness"),
+        *("utils.plans", "utils.markup", "utils.isolation"),
         *("utils.tflite_file", "utils.fake_quant", "utils.complexity", "utils.espdl_file"),
         "utils.espdl_kernels",
     ],
     2: [
         *("models", "utils.sources", "utils.augmentation", "utils.teaching", "utils.quantization", "utils.micro"),
-        *("utils.devices", "utils.confidence", "utils.smoothing"),
+        *("utils.devices", "utils.confidence", "utils.smoothing", "utils.robustness"),
         *("utils.chips", "utils.espdl_run", "utils.review"),
     ],
     3: [

@@ -23,13 +23,13 @@ def make(
 ) -> Iterator[tuple[str, Espdl | None, Verdict]]:
     """File name, file and verdict for each of ``ESP_DL_TARGETS``; writes nothing.
 
+    A conversion that fails is a refusal of the chip, so that the files of other devices come out.
+
     Args:
         model: what was trained; the files must read what it reads.
         quantized: what :func:`fake_quant.quantize` made of it, perhaps trained on; its weights are taken.
         splits: calibration pictures are drawn from the training part, the agreement is measured on the validation part.
         settings: says which chips, and how.
-
-    A conversion that fails is a refusal of the chip, so that the files of other devices come out.
     """
     network = None
     calibration = loader.calibration_images(splits, espdl.CALIBRATION_IMAGES, settings.seed)

@@ -1,7 +1,6 @@
 """Reads every source, splits without leaks, then weights the training part."""
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from utils.sources import DataSource, SourceData
 log = logging.getLogger(__name__)
 
 
+ASIDE_SUFFIX = " (kept aside)"
 ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to keep some aside
 MIN_ASIDE_CLUSTERS = 10  # fewer groups of twins than that measure nothing
 
@@ -80,14 +80,19 @@ class Splits:
         return names.index(name) if name in names else None
 
 
+def aside_of(source: str) -> str:
+    """Name of the test set that is kept aside of a source's pictures."""
+    return source + ASIDE_SUFFIX
+
+
 def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> Splits:
     """Reads ``DATA_SOURCES`` and ``TEST_SOURCES``, splits the former, weights its training part.
 
     Args:
         settings: says what to read, and how to split it.
         new: names of sources that a trained model is to learn: all their pictures go to the training part, unless
-            there are at least ``aside_from``; then 30 % of them are kept aside, twins together, and measured on as
-            ``"<name> (kept aside)"``.
+            there are at least ``aside_from``; then 30 % of them are kept aside, twins together, and measured on
+            under the name that :func:`aside_of` gives.
         aside_from: see there.
 
     Raises:
@@ -95,17 +100,18 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
         DataError: the split leaves a part empty, or fewer than two classes to train.
     """
     used, tested = _parse(settings)
+    declared = (*used, *tested)
+    drawn = [i for i, source in enumerate(declared) if source.type == "synthetic"]
     # Two sources of drawn digits would be alike with one seed.
-    drawings = itertools.accumulate((source.type == "synthetic" for source in (*used, *tested)), initial=0)
+    seeds = {number: settings.seed + rank for rank, number in enumerate(drawn)}
     read = [
-        readers.read(source, *settings.input_shape, nb_classes=settings.nb_classes, seed=settings.seed + drawing)
-        for source, drawing in zip((*used, *tested), drawings, strict=False)
+        readers.read(source, *settings.input_shape, settings.nb_classes, seeds.get(i, settings.seed))
+        for i, source in enumerate(declared)
     ]
     pool = _pool(read, settings.nb_classes)
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
     exact = twins.exact_groups(_all_images(pool))
-    drawn = [i for i, source in enumerate((*used, *tested)) if source.type == "synthetic"]
     clusters = exact if settings.split_by == "image" else _clusters(pool, exact, drawn)
     is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
     if is_new.all():
@@ -139,8 +145,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:
     """At most ``count`` of the indices, evenly from first to last: those of a split stand in the order of folders."""
-    chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
-    return indices[chosen]
+    return indices[splitting.evenly(len(indices), count)]
 
 
 def calibration_images(splits: Splits, count: int, seed: int) -> np.ndarray:
@@ -224,7 +229,7 @@ def _keep_aside(
         shares = {"aside": ASIDE_SHARE}
         parts = splitting.assign(clusters[mine], np.zeros(len(mine), int), pool.classes(mine), shares, rng)
         learnt.append(mine[parts["train"]])
-        aside[f"{pool.source_names[number]} (kept aside)"] = mine[parts["aside"]]
+        aside[aside_of(pool.source_names[number])] = mine[parts["aside"]]
     return aside, np.concatenate([np.empty(0, int), *learnt])
 
 

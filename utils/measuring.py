@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from utils import encodings, labels, micro, recognizers, targets, tflite_file
+from utils import encodings, labels, micro, recognizers, splitting, targets, tflite_file
 from utils.encodings import PixelRange
 from utils.recognizers import Facts, Recognizer
 
@@ -55,7 +55,7 @@ def best_range(file: Path, images: np.ndarray, tenths: np.ndarray) -> PixelRange
         images: pictures ``(N, H, W, 3)`` uint8 RGB; some 300 of them are read.
         tenths: their labels 0..99, ``(N,)``.
     """
-    chosen = np.linspace(0, len(images) - 1, min(len(images), TRIAL_PICTURES)).round().astype(int)
+    chosen = splitting.evenly(len(images), TRIAL_PICTURES)
     right = []
     for pixels in encodings.TRIED:
         digits = nearest_digits(read(file, pixels, images[chosen])[0], len(_open(file, pixels).names))

@@ -74,9 +74,10 @@ def entries(source: DataSource) -> list[Entry | Problem]:
         raise _error(source, f"{source.path} is a file, a folder is needed; {_mend(source)}")
     found = list(LISTERS[source.type](source, os.path.abspath(source.path)))
     if not found:
-        missing = f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}"
-        missing = f"{source.path / source.labels} lists no picture" if source.type == "label_file" else missing
-        raise _error(source, f"{missing}; {_mend(source)}")
+        nothing = f"no picture ({' '.join(EXTENSIONS)}) found in {source.path}"
+        if source.type == "label_file":
+            nothing = f"{source.path / source.labels} lists no picture"
+        raise _error(source, f"{nothing}; {_mend(source)}")
     return found
 
 

@@ -77,11 +77,7 @@ def _headline(run: Run) -> str:
 
 def _to_flash(run: Run) -> list[tuple[str, str]]:
     """Title and file for each device that takes one; without such a device, the recommended file."""
-    taken = [
-        (f"File for {target}", verdict["file"])
-        for target, verdict in run.results.get("devices", {}).items()
-        if verdict["accepted"]
-    ]
+    taken = [(f"File for {target}", file) for target, file in runs.device_files(run.results).items()]
     return taken or [("Recommended file", run.results["recommended"])]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import confidence, evaluation, labels, model_files, report_page, review, runs, session
+from utils import confidence, evaluation, labels, loader, model_files, report_page, review, runs, session
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.review import Reviewed
@@ -48,7 +48,7 @@ def retrain(model_file: Path, plan: Plan, settings: Settings, splits: Splits) ->
         evaluation.keras_logits(model_files.load(path), images)
         for path in (model_file, outcome.run_dir / runs.BEST_MODEL_FILE)
     )
-    aside = splits.measured.get(f"{name} (kept aside)", np.empty(0, int))
+    aside = splits.measured.get(loader.aside_of(name), np.empty(0, int))
     chosen = np.isin(bad, aside) if len(aside) else np.ones(len(bad), bool)
     right = [_right(logits[chosen], splits, bad[chosen]) for logits in (old, new)]
     judgement = judge(outcome.results, *right, len(aside), settings.retrain_max_drop)
@@ -80,7 +80,7 @@ def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, m
     after = results["files"][runs.BEST_MODEL_FILE]["sets"]
     for name, was in results["before"]["sets"].items():
         drop = 100 * (was[score] - after[name][score])
-        if not name.endswith("(kept aside)") and drop > max_drop + 1e-9:
+        if not name.endswith(loader.ASIDE_SUFFIX) and drop > max_drop + 1e-9:
             reasons.append(f"{name} is read worse by {drop:.2f} points, RETRAIN_MAX_DROP allows {max_drop}")
     return Judgement(not reasons, tuple(reasons), bad_before, bad_after, kept_aside)
 
@@ -90,8 +90,8 @@ def summary(outcome: Outcome, judgement: Judgement) -> str:
     _, text = _score(outcome.results["nb_classes"])
     count, before, after = judgement.kept_aside, judgement.bad_before, judgement.bad_after
     learnt = outcome.results["training"]["new_pictures"]
-    where = f"the bad pictures, {learnt} of them learnt from (too few to keep some aside)"
-    where = f"{count} bad pictures kept aside" if count else where
+    all_of_them = f"the bad pictures, {learnt} of them learnt from (too few to keep some aside)"
+    where = f"{count} bad pictures kept aside" if count else all_of_them
     lines = [f"{where}: {before:.1%} read {text} before, {after:.1%} now", *_meter_changes(outcome.results)]
     lines.append(f"review the labels: {outcome.run_dir / REVIEW_FILE}")
     lines.append("ACCEPTED" if judgement.accepted else f"REJECTED: {'; '.join(judgement.reasons)}")
@@ -137,8 +137,8 @@ def _meter_changes(results: dict, shown: int = 5) -> list[str]:
 def _reviewed(splits: Splits, bad: np.ndarray, old: np.ndarray, new: np.ndarray, aside: np.ndarray) -> list[Reviewed]:
     nb_classes = splits.pool.nb_classes
     answers = [_answers(logits, labels.class_names(nb_classes)) for logits in (old, new)]
-    kept, learnt = set(aside.tolist()), set(splits.train.tolist())
-    parts = [review.ASIDE if index in kept else review.LEARNT if index in learnt else review.LEFT_OUT for index in bad]
+    learnt = np.where(np.isin(bad, splits.train), review.LEARNT, review.LEFT_OUT)
+    parts = np.where(np.isin(bad, aside), review.ASIDE, learnt).tolist()
     rows = zip(bad, splits.pool.images(bad), splits.pool.tenths[bad], *answers, parts, strict=True)
     return [
         Reviewed(splits.pool.files[index], image, labels.text(tenths, nb_classes), was, now, part)

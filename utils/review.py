@@ -10,8 +10,8 @@ from utils import labels, markup
 
 LABEL_FILE = "labels.txt"
 
-# Of each filter its title; "all" is no kind of picture.
 LEARNT, ASIDE, LEFT_OUT = "trained on", "kept aside", "not trained on"
+# Of each filter its title; "all" is no kind of picture.
 FILTERS = {"all": "All", "suspicious": "Label looks wrong", "wrong": "Still wrong", "aside": "Kept aside"}
 
 _SENTENCE = (

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from utils import splitting
+
 NOISE_SEED = 20_250_101
 NOISE = 20.0  # standard deviation, of 255
 # From one digit of a drum to the next, in picture heights: the mean of what is drawn in ``synthetic``.
@@ -99,7 +101,7 @@ PICTURES = 1000  # measured on at most; 17 changes make 17,000 pictures a model
 
 def choose(count: int) -> np.ndarray:
     """Indices of the pictures that are changed: all, or :data:`PICTURES` of them at equal distance."""
-    return np.unique(np.linspace(0, count - 1, min(count, PICTURES)).round().astype(int))
+    return splitting.evenly(count, PICTURES)
 
 
 def tenths_after(change: Change, tenths: np.ndarray) -> np.ndarray:

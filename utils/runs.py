@@ -197,6 +197,12 @@ def without_device_files(run_dir: Path) -> dict | None:
         return None
 
 
+def device_files(results: dict) -> dict[str, str]:
+    """The file of each device that takes one, by ``results.json``."""
+    verdicts = results.get("devices", {})
+    return {target: verdict["file"] for target, verdict in verdicts.items() if verdict["accepted"]}
+
+
 def clean_up(run_dir: Path, keep_checkpoints: bool) -> None:
     """Removes what only an unfinished run needs."""
     if not keep_checkpoints:

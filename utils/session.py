@@ -190,8 +190,7 @@ def _recommendation(results: dict) -> str:
 
 
 def _to_flash(results: dict) -> list[str]:
-    taken = {target: verdict["file"] for target, verdict in results["devices"].items() if verdict["accepted"]}
-    return [f"the file for {target} is {file}" for target, file in taken.items()]
+    return [f"the file for {target} is {file}" for target, file in runs.device_files(results).items()]
 
 
 def _in_process(name: str, settings: Settings, options: Options, threads: int) -> Outcome:
@@ -223,9 +222,10 @@ def _run(
     with devices.shared(settings):
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
-        model_files.check_built(model, f"models/{architecture.name}.py")
+        file = f"models/{architecture.name}.py"
+        model_files.check_built(model, file)
         if mode.int8:
-            fake_quant.check(model, f"models/{architecture.name}.py")
+            fake_quant.check(model, file)
         if mode.int8 and keras.backend.backend() == "tensorflow":
             deployment.foresee(model, settings)
         run_dir = runs.create(architecture.name, settings, mode.label)

@@ -1,4 +1,4 @@
-"""Deals groups of pictures out to training, validation and test; index arithmetic only."""
+"""Deals groups of pictures out to training, validation and test, and picks some of many; index arithmetic only."""
 
 import numpy as np
 
@@ -49,6 +49,11 @@ def without_twins(
     train = _not_in(parts["train"], seen, clusters)
     left_out = len(parts["train"]) + len(parts["validation"]) - len(train) - len(validation)
     return train, validation, left_out
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of the indices 0 .. ``count`` - 1 at equal distance, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def rank_within(keys: np.ndarray, order_by: np.ndarray) -> np.ndarray:
