@@ -86,8 +86,8 @@ def test_adds_nothing_outside_training():
 def test_a_student_learns_what_the_teacher_says_rather_than_the_labels(trained_run, tiny, tmp_path):
     outcome, _, _ = trained_run
     run_dir = str(outcome.run_dir)
-    settings = tiny(epochs=6, learning_rate=0.003, augment=False, teachers=[run_dir], teacher_share=1.0,
-                    data_sources=[{"name": "s", "type": "synthetic", "count": 2000}])  # fmt: skip
+    settings = tiny(epochs=8, learning_rate=0.003, augment=False, teachers=[run_dir], teacher_share=1.0,
+                    data_sources=[{"name": "s", "type": "synthetic", "count": 5000}])  # fmt: skip
     splits = loader.load(settings)
     # Were the labels looked at, the student could not agree with the teacher.
     splits.pool.tenths[splits.train] = 0
