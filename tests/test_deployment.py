@@ -32,14 +32,14 @@ def everywhere(tmp_path_factory):
 def test_every_device_gets_its_file(everywhere):
     outcome, _ = everywhere
     files = {name for name in outcome.results["files"] if name.endswith(".tflite")}
-    expected = {"cnn32_float.tflite", "cnn32_ptq.tflite", "cnn32_quantized.tflite", "cnn32_esphome.tflite"}
-    assert files == {*expected, "dig-class100_0007_s2_q.tflite"}
+    expected = {"cnn32_float.tflite", "cnn32_quantized.tflite", "cnn32_esphome.tflite", "dig-class100_0007_s2_q.tflite"}
+    assert files - {"cnn32_ptq.tflite", "cnn32_qat.tflite"} == expected and len(files) == 5
     assert {name: verdict["accepted"] for name, verdict in outcome.results["devices"].items()} == {
         "tflite_micro": True, "ai_on_the_edge": True, "esphome": True,
     }  # fmt: skip
     assert "Unique operator types" in (outcome.run_dir / "cnn32_esphome.txt").read_text()
     assert session.refusals(outcome) == []
-    assert outcome.results["recommended"] in ("cnn32_ptq.tflite", "cnn32_quantized.tflite")
+    assert outcome.results["recommended"] == "cnn32_quantized.tflite"
     assert outcome.run_dir.name.startswith("cnn32_100cls_GRAY_QAT_")
 
 
@@ -70,13 +70,37 @@ def test_manifest_tells_what_a_firmware_needs(everywhere):
 @pytest.mark.slow
 def test_golden_pictures_prove_the_files(everywhere):
     outcome, _ = everywhere
-    for name in ("cnn32_quantized", "cnn32_ptq", "cnn32_esphome", "dig-class100_0007_s2_q"):
+    quantised = [name for name in outcome.results["files"] if name.endswith(".tflite") and "float" not in name]
+    assert len(quantised) == 4
+    for name in (name.removesuffix(".tflite") for name in quantised):
         content = (outcome.run_dir / f"{name}.tflite").read_bytes()
         with np.load(outcome.run_dir / "golden" / f"{name}.npz") as vectors:
             run = micro.run if vectors["made_with"] == "TFLite Micro" else micro.reference
             assert len(vectors["inputs"]) == 16
             np.testing.assert_array_equal(run(content, vectors["inputs"]), vectors["outputs"])
         assert (outcome.run_dir / "golden" / f"{name}.h").read_text().startswith("/* Golden pictures")
+
+
+@pytest.mark.parametrize("better", ["ptq", "qat"])
+def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monkeypatch, better, caplog):
+    def spoil(quantized, *_):
+        weights = quantized.get_layer("logits").get_weights()
+        quantized.get_layer("logits").set_weights([-weights[0], weights[1]])
+        return quantized
+
+    if better == "qat":  # what is spoilt before the training, the training mends
+        quantize = deployment.fake_quant.quantize
+        monkeypatch.setattr(deployment.fake_quant, "quantize", lambda *given: spoil(quantize(*given)))
+    monkeypatch.setattr(deployment.training, "fit_quantized", spoil)
+    source = {"name": "s", "type": "synthetic", "count": 2000}
+    learnt = {"data_sources": [source], "epochs": 3, "learning_rate": 0.003, "augment": False}
+    outcome = train(tiny(use_qat=True, deploy_targets=["tflite_micro", "esphome"], **learnt))
+    lesser = f"cnn32_{'qat' if better == 'ptq' else 'ptq'}.tflite"
+    score = {name: entry["sets"]["test"]["accuracy"] for name, entry in outcome.results["files"].items()}
+    assert score["cnn32_quantized.tflite"] == score["cnn32_esphome.tflite"] > score[lesser] + 0.1
+    assert outcome.results["recommended"] == "cnn32_quantized.tflite"
+    assert lesser not in session.summary([outcome]).split("the file for")[1]
+    assert ("that stays" in caplog.text) == (better == "ptq")
 
 
 def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeypatch):

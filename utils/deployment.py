@@ -10,6 +10,7 @@ import numpy as np
 
 from utils import (
     espdl_deployment,
+    evaluation,
     fake_quant,
     gate,
     golden,
@@ -52,7 +53,8 @@ class DeviceFile:
 def make(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode) -> list[DeviceFile]:
     """Converts a trained model for every device and asks each whether it takes the file; writes nothing.
 
-    With ``USE_QAT`` the model is trained on with fake quantisation first, and a post-training file stands beside it.
+    With ``USE_QAT`` the model is trained on with fake quantisation, and devices get what reads more validation
+    pictures right, before that or after it, the state before if they are equal; a file of the other stands beside.
 
     Raises:
         QuantizationError, ExportError: a conversion failed.
@@ -66,29 +68,56 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
     if len(calibration) < ENOUGH_TO_CALIBRATE:
         log.warning("only %d training pictures to calibrate on: the quantised file may lose accuracy", len(calibration))
-    quantized = fake_quant.quantize(model, calibration)
-    kind = "ptq"
+    quantized, kind = fake_quant.quantize(model, calibration), "ptq"
     # Few outputs differ by a share that is chance: training pictures fill up what validation lacks.
     validation = splits.pool.images(loader.spread(splits.validation, gate.MAX_PICTURES))
     samples = np.concatenate([validation, calibration])
     # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
     plain = "tflite_micro" if "tflite_micro" in settings.deploy_targets else None
+    to_compare = []
     if mode.qat:
-        made = _for_device(quantized, plain, kind, samples, settings)
-        files.append(dataclasses.replace(made, name=f"{model.name}_ptq.tflite", companion=None))
+        before, weights = _for_device(quantized, plain, "ptq", samples, settings), quantized.get_weights()
         log.info("training %s on with fake quantisation", model.name)
         training.fit_quantized(quantized, splits, settings)
         temperature.fold(quantized, splits, settings)
-        kind = "qat"
+        after = _for_device(quantized, plain, "qat", samples, settings)
+        better, lesser = _ranked(before, after, splits)
+        if better is before:
+            quantized.set_weights(weights)
+        kind = better.kind
+        to_compare = _to_compare(lesser, f"{model.name}_{lesser.kind}.tflite")
     for target in dict.fromkeys([plain, *settings.deploy_targets]):
         files.append(file := _for_device(quantized, target, kind, samples, settings))
         if file.verdict:
             _log(file.verdict, file.name)
+    files += to_compare
     if mode.espdl:
         for name, made, verdict in espdl_deployment.make(model, quantized, splits, settings):
             _log(verdict, name)
             files.append(DeviceFile(name, made.release if made else b"", "espdl", verdict, espdl=made))
     return files
+
+
+def _ranked(before: DeviceFile, after: DeviceFile, splits: Splits) -> tuple[DeviceFile, DeviceFile]:
+    """The file of quantisation-aware training and the one before it, the better one first."""
+    images, classes = splits.pool.images(splits.validation), splits.pool.classes(splits.validation)
+    right = [
+        int((evaluation.file_logits(file.name, file.content, images).argmax(axis=1) == classes).sum())
+        for file in (before, after)
+    ]
+    if right[1] > right[0]:
+        return after, before
+    text = "after quantisation-aware training %d of %d validation pictures are read right, before it %d: that stays"
+    log.warning(text, right[1], len(classes), right[0])
+    return before, after
+
+
+def _to_compare(file: DeviceFile, name: str) -> list[DeviceFile]:
+    """The file under a name that no device takes it by; none if its device refuses it, which fails no run."""
+    if file.verdict and not file.verdict.accepted:
+        log.info("%s is not written: %s", name, "; ".join(file.verdict.reasons))
+        return []
+    return [dataclasses.replace(file, name=name, verdict=None, companion=None)]
 
 
 def foresee(model: keras.Model, settings: Settings) -> None:
@@ -185,7 +214,7 @@ def _plain(scores: dict) -> dict[str, float]:
 
 def _write_golden(run_dir: Path, file: DeviceFile, splits: Splits) -> None:
     measured = np.concatenate(list(splits.measured.values()))
-    chosen = measured[np.linspace(0, len(measured) - 1, golden.PICTURES).astype(int)]
+    chosen = loader.spread(measured, golden.PICTURES)
     vectors = golden.make(file.content, splits.pool.images(chosen))
     folder, stem = run_dir / GOLDEN_FOLDER, Path(file.name).stem
     folder.mkdir(exist_ok=True)

@@ -13,7 +13,8 @@ class QuantizationMode:
     """What is trained and exported.
 
     ``label`` goes into the run's name; ``int8``: a quantised TFLite file; ``qat``: quantisation-aware training, the
-    post-training file beside it for comparison; ``espdl``: ``.espdl`` files; ``note``: what was corrected, or "".
+    better of the states before and after it in all files, the other beside them for comparison; ``espdl``: ``.espdl``
+    files; ``note``: what was corrected, or "".
     """
 
     label: str
@@ -64,7 +65,7 @@ def table() -> str:
     for flags, mode in MODES.items():
         files = ["`<model>_float.tflite` (float32)"]
         files += ["`<model>_quantized.tflite` (int8)"] * mode.int8
-        files += ["`<model>_ptq.tflite` (int8, to compare)"] * mode.qat
+        files += ["`<model>_ptq.tflite` or `_qat` (int8, to compare)"] * mode.qat
         files += ["`<model>_<chip>.espdl` (int8)"] * mode.espdl
         trained = "float, then `QAT_EPOCHS` with fake quantisation" if mode.qat else "float"
         ignored = f" ({mode.note.split(':')[0]})" if mode.note else ""

@@ -349,23 +349,20 @@ def _quantizable(name: str) -> bool:
 
 
 def _recommend(model: keras.Model, files: list[deployment.DeviceFile], splits: Splits) -> tuple[str, float | None]:
-    """The quantised file that reads most validation pictures right, the post-training one if they are equal.
-
-    Without quantised files the float one, without any the Keras model.
+    """The quantised file of a device, where none has one the plain one; else the float one, else the Keras model.
 
     Returns:
         Its name, and the confidence below which its readings are better refused, see :func:`confidence.recommended`.
     """
+    quantised = [file for file in files if file.kind in ("ptq", "qat")]
+    chosen = min(quantised or files[:1], key=lambda file: file.verdict is None, default=None)
     pool, pictures = splits.pool, splits.validation
-    # Of each kind the first one, of a device if there is any.
-    ranked = sorted(files, key=lambda file: file.verdict is None)
-    first_of_kind = [next((file for file in ranked if file.kind == kind), None) for kind in ("ptq", "qat")]
-    candidates = [file for file in first_of_kind if file] or files[:1]
-    images, classes = pool.images(pictures), pool.classes(pictures)
-    logits = {file.name: evaluation.file_logits(file.name, file.content, images) for file in candidates}
-    logits = logits or {runs.BEST_MODEL_FILE: evaluation.keras_logits(model, images)}
-    name = max(logits, key=lambda name: (logits[name].argmax(axis=1) == classes).sum())
-    reading = scoring.reading(splits, pictures, logits[name])
+    images = pool.images(pictures)
+    if chosen:
+        name, logits = chosen.name, evaluation.file_logits(chosen.name, chosen.content, images)
+    else:
+        name, logits = runs.BEST_MODEL_FILE, evaluation.keras_logits(model, images)
+    reading = scoring.reading(splits, pictures, logits)
     threshold = confidence.recommended(reading.confidences, reading.right)
     if threshold is None:
         log.warning(
