@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, model_files, sources
+from utils import chips, console, devices, model_files, runs, sources
 from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
@@ -15,7 +15,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, metavar="FILE", help="a .keras file or a run folder; without it the newest run")
-    add("--data", type=Path, action="append", default=[], metavar="DIR", help="pictures of the new meter; repeatable")
+    add(
+        "--data",
+        type=console.path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="pictures of the new meter; repeatable",
+    )
     add("--strategy", choices=STRATEGIES, default="full", help="what is trained; feature_extractor: the dense layers")
     add("--data_ratio", type=console.share, default=0.1, metavar="X", help="share of the original data kept (0.1)")
     add("--augmented_ratio", type=console.share, default=0.9, metavar="X", help="share of it much changed (0.9)")
@@ -32,6 +39,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     # The model says what it reads; what was given wins, and is refused where it doesn't fit.
     settings = settings_module.load(**{**model_files.trained_with(model_file), **given})
     chips.check(settings)
+    runs.check_output(settings)
     new = []
     for folder in arguments.data:
         declared, name = sources.with_source(settings.data_sources, sources.declare(folder, NEW_WEIGHT))

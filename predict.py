@@ -15,7 +15,7 @@ log = logging.getLogger("predict")
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit code 1: a picture could not be read")
     add = parser.add_argument
-    add("pictures", type=Path, metavar="IMAGE_OR_FOLDER", help="a picture, or a folder with pictures at any depth")
+    add("pictures", type=console.path, metavar="IMAGE_OR_FOLDER", help="a picture, or a folder with pictures below it")
     add("--model", type=Path, metavar="RUN_OR_FILE", help="a .keras, .tflite or .espdl file or a run; else the newest")
     add("--json", action="store_true", help="one JSON object a line instead of text")
     add("--save", type=Path, metavar="DIR", help="copy the unsure pictures there as <reading>_<name>")

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, model_files, sources
+from utils import chips, console, devices, model_files, runs, sources
 from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, Plan
@@ -17,7 +17,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit code 3: the retrained model is no better")
     add = parser.add_argument
     add("--model_path", type=Path, metavar="FILE", help="a .keras file or a run folder; without it the newest run")
-    add("--bad_images_dir", type=Path, required=True, metavar="DIR", help="the pictures, rightly labelled")
+    add("--bad_images_dir", type=console.path, required=True, metavar="DIR", help="the pictures, rightly labelled")
     add("--weight", type=sources.weight, default=NEW_WEIGHT, metavar="X", help="of each of them (300)")
     add("--epochs", type=int, choices=range(1, 1001), default=8, metavar="N", help="of 50 batches each (8)")
     add("--lr", type=console.positive, default=0.0001, metavar="X", help="learning rate (0.0001)")
@@ -36,6 +36,7 @@ def retrain(arguments: argparse.Namespace) -> int:
     # For the device the plain quantised file is what replaces the old one.
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)
     chips.check(settings)
+    runs.check_output(settings)
     from utils import loader
 
     splits = loader.load(settings, [name], aside_from=20)

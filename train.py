@@ -31,8 +31,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Settings]:
-    taught = {"teachers": arguments.teacher} if arguments.teacher else {}
-    given = settings_module.parse_assignments(arguments.set) | taught
+    given = settings_module.parse_assignments(arguments.set) | ({"teachers": t} if (t := arguments.teacher) else {})
     settings = runs.read_settings(arguments.resume).settings if arguments.resume else settings_module.load(**given)
     chips.check(settings)
     if arguments.use_tuner:
@@ -50,10 +49,11 @@ def train(arguments: argparse.Namespace) -> int:
 
     targets.check(settings)
     devices.check(settings)
-    if not (arguments.resume or arguments.list):
+    if fresh := not (arguments.resume or arguments.list):
+        runs.check_output(settings)
         model_files.check_named(settings, *names)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
-    splits = None if arguments.resume or arguments.list else loader.load(settings)
+    splits = loader.load(settings) if fresh else None
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import catalog, session, tuning
 
@@ -72,7 +72,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    hint = "interrupted; go on with --resume RUN_DIR (the folder is in the log above)"
+    hint = "interrupted; go on with --resume RUN_DIR (in the log above), with a search by the same command"
     return exit_code("train.py", lambda: train(parse_arguments(argv)), hint)
 
 

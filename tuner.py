@@ -5,7 +5,7 @@ import dataclasses
 import sys
 
 import models
-from utils import console, devices, search_space
+from utils import console, devices, runs, search_space
 from utils import settings as settings_module
 from utils.errors import exit_code
 
@@ -36,6 +36,7 @@ def tune(arguments: argparse.Namespace) -> int:
     from utils import loader, model_files
 
     devices.check(settings)
+    runs.check_output(settings)
     model_files.check_named(settings)
     splits = loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)

@@ -51,3 +51,16 @@ def test_a_reader_that_has_enough_is_no_error():
     assert writer.stdout.readline() == b"x\n"
     writer.stdout.close()
     assert (writer.stderr.read(), writer.wait()) == (b"", 1)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_stops_nothing(closed):
+    program = (
+        "import sys; from utils.errors import UserError, exit_code\n"
+        f"sys.{closed} = None\n"
+        "def work():\n    print('done')\n    raise UserError('said')\n"
+        "exit(exit_code('d', work, ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (done.stdout, done.stderr) == (("", "d: said\n") if closed == "stdout" else ("done\n", ""))

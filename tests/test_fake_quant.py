@@ -143,6 +143,16 @@ def test_input_range_is_fixed_and_logits_end_below_a_faint_winner(case, images):
     assert high == pytest.approx(logits.max(), abs=step)
 
 
+def test_ranges_are_those_of_all_pictures(images, monkeypatch):
+    model = models.get("cnn32").build((32, 20, 1), 10)
+    at_once = fake_quant.ranges(fake_quant.quantize(model, images))
+    monkeypatch.setattr(fake_quant, "OBSERVED_AT_ONCE", 7)
+    by_parts = fake_quant.ranges(fake_quant.quantize(model, images))
+    assert by_parts.keys() == at_once.keys()
+    for name, ends in by_parts.items():
+        assert ends == pytest.approx(at_once[name], rel=1e-4), name
+
+
 def test_zero_falls_on_a_step():
     low, high = fake_quant.whole_zero_point(-0.37, 2.11)
     scale = (high - low) / 255
@@ -219,6 +229,18 @@ def test_batch_normalisation_of_a_row_goes_into_a_linear_dense_layer(dense, imag
     else:
         with pytest.raises(fake_quant.QuantizationError, match="layer norm: put the batch normalisation right behind"):
             fake_quant.quantize(model, images)
+
+
+def test_normalising_over_another_axis_and_adding_three_are_refused():
+    image = keras.Input((32, 20, 1))
+    x = layers.Conv2D(20, 3, padding="same")(layers.Rescaling(1 / 128, offset=-1)(image))
+    for end, message in (
+        (layers.BatchNormalization(axis=2)(x), "normalises over axis 2"),
+        (layers.Add()([x, x, x]), "adds 3 tensors: add two at a time"),
+    ):
+        model = keras.Model(image, layers.Dense(10)(layers.Flatten()(end)))
+        with pytest.raises(fake_quant.QuantizationError, match=message):
+            fake_quant.quantize(model, np.zeros((2, 32, 20, 1), np.uint8))
 
 
 def test_another_range_of_pixels_is_refused(images):

@@ -199,6 +199,16 @@ def test_digits_that_share_their_targets_keep_doing_so(known):
     assert replayed[7] == pytest.approx(targets[0])
 
 
+def test_new_pictures_stay_as_they_are_without_augmentation(known):
+    _, settings, splits = known
+    indices = splits.train[:20]
+    settings = dataclasses.replace(settings, augment=False)
+    plain = fine_tuning._New(splits, indices, None, settings, np.random.default_rng(0))
+    plain.rolls = False
+    originals = {image.tobytes() for image in splits.pool.images(indices).astype(np.float32)}
+    assert all(image.tobytes() in originals for image in plain.draw(30)[0])
+
+
 def test_a_display_of_whole_digits_does_not_roll(known):
     _, settings, splits = known
     new = fine_tuning._New(

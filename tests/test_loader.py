@@ -36,6 +36,29 @@ def test_same_seed_same_split_other_seed_other_split(tiny):
     np.testing.assert_array_equal(first.train, again.train)
 
 
+def test_what_was_measured_on_is_not_learnt_from_when_the_list_changes(tiny, picture_folder):
+    def measured_and_learnt(*listed, **more):
+        splits = loader.load(tiny(data_sources=list(listed), balance_sources=False, nb_classes=100, **more))
+        named = [
+            (splits.pool.source_names[s], f) for s, f in zip(splits.pool.source_ids, splits.pool.files, strict=True)
+        ]
+        return {named[i] for i in splits.measured["test"]}, {named[i] for i in splits.train}
+
+    folder = picture_folder("own", {"a": 300, "b": 200})
+    own, drawn = source(folder), {"name": "synthetic", "type": "synthetic", "count": 500}
+    measured, learnt = measured_and_learnt(own, drawn)
+    assert measured_and_learnt(drawn, own) == (measured, learnt)
+    alone, _ = measured_and_learnt(drawn)
+    assert alone == {entry for entry in measured if entry[0] == "synthetic"}
+    digits = synthetic.draw(3, seed=9)
+    for number in range(3):
+        write_digit(folder / "a", digits, number)
+    after, _ = measured_and_learnt(own, drawn)
+    assert len(after & learnt) <= 2 and len(after & measured) > 90
+    other, _ = measured_and_learnt(own, drawn, seed=7)
+    assert len(other & measured) < 30
+
+
 def test_every_class_gives_its_share(tiny):
     splits = loader.load(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 2000}]))
     counts = np.bincount(splits.pool.classes(splits.measured["test"]), minlength=10)

@@ -101,6 +101,12 @@ def test_label_file_of_another_name_in_a_folder(folder):
     assert read(folder, "label_file", labels="2024/train.csv").files == ("2024/a.png",)
 
 
+def test_an_absolute_path_into_the_folder_is_told_from_one_out_of_it(folder):
+    put(folder / "a.png")
+    with pytest.raises(SourceError, match=r"a\.png is an absolute path; name it from the folder"):
+        read_lines(folder, f"{folder / 'a.png'}\t3.4")
+
+
 @pytest.mark.parametrize("name", ["../outside.png", "hall/../../outside.png", "{absolute}", "..\\outside.png"])
 def test_label_file_may_not_leave_the_folder(folder, tmp_path, name):
     put(tmp_path / "outside.png")

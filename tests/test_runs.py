@@ -91,3 +91,22 @@ def test_files_that_cannot_be_written_are_refused_first(tmp_path):
     for file in (tmp_path, tmp_path / "gone" / "a.csv"):
         with pytest.raises(runs.RunError, match="cannot be written"):
             runs.check_writable([file])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(runs.RunError, match="pipe: cannot be written"):
+        runs.check_writable([tmp_path / "pipe"])
+    with pytest.raises(runs.RunError, match="is named twice"):
+        runs.check_writable([tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "x" / ".." / "a.csv"])
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    runs.write_text(tmp_path / "link.csv", "new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "new"
+
+
+def test_an_output_folder_that_cannot_be_is_refused_first(tiny, tmp_path):
+    runs.check_output(tiny(output_dir=str(tmp_path / "a" / "b")))
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(runs.RunError, match="OUTPUT_DIR /proc/x: cannot make a folder there"):
+        runs.check_output(tiny(output_dir="/proc/x"))

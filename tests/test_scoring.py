@@ -15,11 +15,7 @@ def test_each_set_has_its_own_figures(trained_run):
         splits, logits, logits.argmax(axis=1), outcome.results["recommended_confidence"]
     )["test"] | {"agreement": scores["agreement"]}  # fmt: skip
     right = logits.argmax(axis=1) == splits.pool.classes(splits.measured["test"])
-    meters = splits.pool.meter_ids[splits.measured["test"]]
-    assert scores["mean_over_meters"]["accuracy"] == pytest.approx(
-        np.mean([right[meters == meter].mean() for meter in np.unique(meters)]), abs=1e-5
-    )
-    assert scores["interval_95"] == {"accuracy": evaluation.interval(right, meters)}
+    assert scores["accuracy"] == pytest.approx(right.mean(), abs=1e-5)
     assert scores["calibration_error"] == confidence.calibration_error(confidence.of(logits), right)
     assert scores["coverage"][0]["coverage"] == 1
     assert scores["coverage"][0]["accuracy"] == pytest.approx(scores["accuracy"])
@@ -35,6 +31,33 @@ def test_the_recommended_confidence_comes_from_validation_pictures(trained_run):
     papers = json.loads((outcome.run_dir / "manifest.json").read_text())
     assert {entry["recommended_confidence"] for entry in papers["files"]} == {threshold}
     assert all(isinstance(value, int | float) for value in papers["files"][0]["scores"]["test"].values())
+
+
+def test_each_meter_counts_the_same(tiny, picture_folder):
+    own = {"name": "own", "type": "filename", "path": str(picture_folder("own", {"a": 30, "b": 60, "c": 90}))}
+    splits = loader.load(tiny(data_sources=[own], test_share=0.3))
+    measured = splits.measured["test"]
+    classes, meters = splits.pool.classes(measured), splits.pool.meter_ids[measured]
+    logits = 9 * np.eye(10, dtype=np.float32)[(classes + (np.arange(len(classes)) % 3 == 0)) % 10]
+    right = logits.argmax(axis=1) == classes
+    scores = scoring.sets(splits, logits, classes, None)["test"]
+    expected = np.mean([right[meters == meter].mean() for meter in np.unique(meters)])
+    assert scores["mean_over_meters"]["accuracy"] == pytest.approx(expected, abs=1e-5)
+    assert scores["interval_95"] == {"accuracy": evaluation.interval(right, meters)} != {"accuracy": None}
+
+
+def test_typefaces_of_drawn_digits_are_no_meters(tiny, picture_folder):
+    own = {"name": "own", "type": "filename", "path": str(picture_folder("own", {"a": 60, "b": 60}))}
+    drawn = {"name": "synthetic", "type": "synthetic", "count": 1000}
+    splits = loader.load(tiny(data_sources=[own, drawn]))
+    measured = splits.measured["test"]
+    real = splits.pool.source_ids[measured] == 0
+    classes = splits.pool.classes(measured)
+    logits = 9 * np.eye(10, dtype=np.float32)[np.where(real, (classes + 5) % 10, classes)]
+    scores = scoring.sets(splits, logits, classes, None)["test"]
+    assert len(scores["per_meter"]) > 10
+    assert scores["mean_over_meters"]["accuracy"] == pytest.approx(1 / 3, abs=1e-5)
+    assert scores["interval_95"]["accuracy"][0] == 0
 
 
 def test_hundred_classes_count_a_tenth_as_right(tiny):

@@ -4,6 +4,7 @@ import keras
 import pytest
 
 import models
+from models import _blocks
 from utils import evaluation, export, loader, runs, session
 from utils.loader import DataError
 
@@ -124,9 +125,25 @@ def test_one_that_fails_does_not_stop_the_others(tiny, monkeypatch):
     assert "bad FAILED: RuntimeError: out of luck" in session.summary(outcomes)
 
 
+def test_a_full_disk_is_said_in_one_line_with_what_to_do(tiny, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "Can't close file (file write failed: time = ...)")
+
+    monkeypatch.setattr(session.training, "fit", full)
+    (outcome,) = train(tiny())
+    assert "No space left on device; mend that, then go on with train.py --resume" in outcome.error
+    assert "Traceback" not in caplog.text
+
+
 def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monkeypatch):
-    def refuse(*_):
-        raise export.ExportError("tensor x stayed float")
+    convert, calls = export.integer_tflite, []
+
+    def refuse(*given):
+        # The first one is the trial before the training.
+        calls.append(given)
+        if len(calls) > 1:
+            raise export.ExportError("tensor x stayed float")
+        return convert(*given)
 
     monkeypatch.setattr(export, "integer_tflite", refuse)
     (outcome,) = train(tiny())
@@ -135,6 +152,31 @@ def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monke
     names = {path.name for path in run_dir.iterdir()}
     assert "best_model.keras" in names
     assert not names & {"cnn32_quantized.tflite", "results.json"}
+
+
+def test_what_cannot_be_converted_is_refused_before_the_training(tiny, monkeypatch):
+    def with_gelu(input_shape, nb_classes):
+        image, x = _blocks.image_input(input_shape)
+        x = keras.layers.MaxPooling2D(4)(keras.layers.Activation("gelu")(_blocks.conv_bn(x, 8)))
+        return keras.Model(image, _blocks.flat_logits(x, nb_classes), name="odd")
+
+    odd = models.Architecture("odd", with_gelu, quantizable=True)
+    monkeypatch.setattr(models, "get", lambda name: odd)
+    (outcome,) = train(tiny(nb_classes=100), ["odd"])
+    assert "odd can't be quantised" in outcome.error and "GELU" in outcome.error
+    assert "set QUANTIZE_MODEL = False" in outcome.error
+    assert not runs.Path(tiny().output_dir).exists()
+    (outcome,) = train(tiny(nb_classes=100, quantize_model=False), ["odd"])
+    assert "odd_float.tflite" in outcome.results["files"]
+
+
+def test_a_teacher_that_does_not_fit_leaves_no_run_folder(tiny, tmp_path):
+    image = keras.Input((32, 20, 1))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    keras.Model(image, keras.layers.Dense(10)(x), name="other").save(tmp_path / "other.keras")
+    (outcome,) = train(tiny(teachers=[str(tmp_path / "other.keras")]))
+    assert outcome.error and outcome.results is None
+    assert not runs.Path(tiny().output_dir).exists()
 
 
 def test_checkpoints_are_kept_on_demand(tiny):

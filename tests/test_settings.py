@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 import tokenize
@@ -118,6 +119,30 @@ def test_parameters_that_contradict_each_other_are_refused():
         load(batch_size=3, gpus=2)
     with pytest.raises(SettingsError, match="DATA_SOURCES is empty"):
         load(data_sources=[])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("EPOCHS = 3\nEPOCHS = = 5\n", r"parameters\.py line 2: invalid syntax: EPOCHS = = 5"),
+        (
+            "EPOCHS = 3\nAUGMENT = Ture\n",
+            r"parameters\.py line 2: AUGMENT = Ture: NameError: name 'Ture'",
+        ),
+        (
+            "import nonesuch\n",
+            r"parameters\.py line 1: import nonesuch: ModuleNotFoundError: ",
+        ),
+        (None, r"parameters\.py is missing beside the scripts"),
+    ],
+)
+def test_a_slip_in_parameters_is_named_with_its_line(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "parameters.py").write_text(text)
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from utils import settings; sys.path.remove({str(ROOT)!r})\n"
+    code += "try:\n    settings.load()\nexcept settings.SettingsError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.match(message, done.stdout)
 
 
 def test_a_typo_or_a_missing_line_in_parameters_is_named():

@@ -6,10 +6,18 @@ from utils import splitting
 SHARES = {"test": 0.1, "validation": 0.2}
 
 
+def lots(rng, count):
+    return rng.integers(0, 2**64, count, np.uint64)
+
+
 def assign(groups, rng, strata=None, classes=None, shares=SHARES):
     zeros = np.zeros(len(groups), int)
     return splitting.assign(
-        groups, zeros if strata is None else strata, zeros if classes is None else classes, shares, rng
+        groups,
+        zeros if strata is None else strata,
+        zeros if classes is None else classes,
+        shares,
+        lots(rng, len(groups)),
     )
 
 

@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    0: ["parameters", "models._blocks", "utils.errors", "utils.console", "utils.camera", "utils.typefaces"],
+    0: [
+        *("parameters", "models._blocks", "utils.errors", "utils.console", "utils.processes", "utils.camera"),
+        "utils.typefaces",
+    ],
     1: [
         *("utils.settings", "utils.labels", "utils.synthetic", "utils.twins", "utils.splitting", "utils.pictures"),
         *("utils.plans", "utils.markup", "utils.isolation"),
@@ -76,7 +79,7 @@ def test_modules_import_only_from_lower_layers(module):
 @pytest.mark.parametrize("module", sorted({*ARCHITECTURES, "models._blocks", "utils.augmentation", "utils.teaching"}))
 def test_what_trains_on_every_backend_imports_no_tensorflow(module):
     roots = {name.split(".")[0] for name in imports(file_of(module))}
-    assert roots <= {"collections", "keras", "math", "models", "utils"}
+    assert roots <= {"collections", "keras", "math", "models", "numpy", "utils"}
 
 
 def test_only_settings_reads_parameters():

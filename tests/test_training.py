@@ -7,6 +7,7 @@ import pytest
 
 import models
 from utils import labels, loader, model_files, runs, synthetic, training
+from utils.augmentation import Augmentation
 
 
 @pytest.fixture
@@ -130,6 +131,8 @@ def test_a_loss_that_explodes_names_the_learning_rate(tiny, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd"])
 def test_every_optimizer_trains(fit, optimizer):
     fitted, _, _ = fit(optimizer=optimizer, learning_rate=1e-4)
+    without_decay, _, _ = fit("without", optimizer=optimizer, learning_rate=1e-4, weight_decay=0)
+    assert without_decay.rows[0]["val_loss"] == pytest.approx(fitted.rows[0]["val_loss"], rel=0.01)
     assert np.isfinite(fitted.rows[0]["val_loss"])
 
 
@@ -202,6 +205,29 @@ def test_dropout_resumes_where_it_was(fit):
     assert_same(parts.rows, whole.rows)
     saved = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
     assert not [layer for layer in saved.layers if isinstance(layer, keras.layers.Dropout)]
+
+
+def test_an_architectures_own_dropout_resumes_where_it_was(fit, monkeypatch):
+    def with_dropout(input_shape, nb_classes):
+        image = keras.Input(input_shape)
+        x = keras.layers.Dropout(0.5, seed=3)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 128, -1)(image)))
+        return keras.Model(image, keras.layers.Dense(nb_classes)(x), name="own")
+
+    architecture = dataclasses.replace(models.get("cnn32"), build=with_dropout)
+    monkeypatch.setattr(models, "get", lambda name: architecture)
+    whole, _, _ = fit("whole", epochs=3, augment=False)
+    fit("parts", epochs=3, augment=False, until=2)
+    parts, _, _ = fit("parts", epochs=3, augment=False)
+    assert_same(parts.rows, whole.rows)
+
+
+def test_no_epoch_draws_what_another_one_drew(tiny):
+    layer, images = Augmentation(tiny(), name="augmentation"), np.full((4, 32, 20, 1), 100, np.uint8)
+    drawn = []
+    for epoch in range(30):
+        layer.start_epoch(epoch)
+        drawn += [layer(images, training=True).numpy().tobytes() for _ in range(3)]
+    assert len(set(drawn)) == 90
 
 
 def test_dropout_wants_a_dense_layer_at_the_end(tiny):

@@ -195,6 +195,19 @@ def test_a_trial_that_takes_its_process_along_is_given_up(small, splits, fake):
     assert len(fake.calls) == 2
 
 
+def test_an_interruption_does_not_count_against_a_trial(small, splits, fake):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    score, fake.score = fake.score, interrupt
+    for _ in range(trials.BEGINNINGS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            tuning.search(small(tuner_max_trials=2), splits)
+    fake.score = score
+    found = tuning.search(small(tuner_max_trials=2), splits)
+    assert [row["status"] for row in rows(found)] == ["COMPLETED", "COMPLETED"]
+
+
 def test_a_changed_space_is_named_and_gets_its_own_folder(small, splits, fake, caplog):
     caplog.set_level(logging.INFO)
     one = tuning.search(small(tuner_max_trials=1), splits)

@@ -185,7 +185,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
         steps_per_epoch=steps,
         epochs=epochs,
         validation_data=training.Batches(splits.pool, splits.validation, 512),
-        callbacks=[recorder, training.EpochLine()],
+        callbacks=[recorder, training.EpochLine(architecture)],
         verbose=0,
     )
     facts = {"epochs": epochs, "best_epoch": recorder.best_epoch, "pictures": epochs * steps * BATCH}

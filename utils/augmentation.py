@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from utils.settings import Settings
@@ -12,6 +13,15 @@ SHARE_BLURRED = 0.3
 SHARE_SHARPENED = 0.3
 SHARE_GLARE = 0.2
 MAX_RECTANGLE = 0.45  # longest side of a covering rectangle, share of the picture's
+
+
+def random_state(seed: int, epoch: int, number: int = 0) -> np.ndarray:
+    """State ``(2,)`` uint32 of a Keras seed generator, the ``number``-th of a network, at the start of an epoch.
+
+    Mixed, since the second word is the generator's count of draws: with the epoch in it, each epoch would draw what the
+    one before drew, one call later.
+    """
+    return np.random.SeedSequence([seed, epoch, number]).generate_state(2)
 
 
 class Augmentation(keras.layers.Layer):
@@ -29,7 +39,7 @@ class Augmentation(keras.layers.Layer):
 
     def start_epoch(self, epoch: int) -> None:
         """Makes the random sequence a function of seed and epoch, so that a resumed run draws what it would have."""
-        self.seed_generator.state.assign(ops.convert_to_tensor([self.strength.seed, epoch], dtype="uint32"))
+        self.seed_generator.state.assign(random_state(self.strength.seed, epoch))
 
     def call(self, images, training=False):
         images = ops.cast(images, "float32")

@@ -69,7 +69,7 @@ def load(declared: Sequence[str]) -> Pictures:
     meters = np.concatenate([part.meter_ids + start for part, start in zip(read, starts, strict=False)])
     found = Pictures(parsed, np.concatenate([part.tenths for part in read]), meters, tuple(names))
     if not found.has_tenths:
-        log.warning("no label has a tenth: models are compared by digit, and 3 counts as 3.0 otherwise")
+        log.warning("no label has a tenth but .0: models are compared by digit, and 3 counts as 3.0 otherwise")
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from utils import frontier, markup, report
 from utils.frontier import Point
@@ -60,9 +60,11 @@ def sizes(found: Sequence[Point], title: str) -> str:
         axes.set_xscale("log")
         axes.set_xlim(0.5 * min(one.kb for one in found), 2 * max(one.kb for one in found))
         axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.minorticks_off()
         axes.grid(alpha=0.2)
-        axes.legend(loc="lower right")
+        # Outside: a mark within the axes would pass for a model.
+        figure.legend(loc="outside lower center", ncols=len(frontier.KINDS), frameon=False)
         return _svg(figure)
 
 

@@ -13,7 +13,7 @@ from utils import labels
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 GOAL = 0.995  # share of the accepted readings that must be right at the recommended confidence
-ENOUGH = 200  # accepted pictures; with fewer one lucky picture decides
+ENOUGH = 200  # pictures, for a temperature all, for a threshold the accepted; with fewer one lucky picture decides
 COVERAGES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of pictures accepted
 TEMPERATURES = (0.2, 5.0)  # where the temperature is looked for
 GOLDEN = (math.sqrt(5) - 1) / 2

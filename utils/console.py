@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,13 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("needs a number of at least 1")
     return value
+
+
+def path(text: str) -> Path:
+    """An argument's value that is a path; an empty one, of a variable that is not set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return Path(text)
 
 
 def set_up(debug: bool = False) -> None:

@@ -121,14 +121,27 @@ def _to_compare(file: DeviceFile, name: str) -> list[DeviceFile]:
 
 
 def foresee(model: keras.Model, settings: Settings) -> None:
-    """Logs what devices that know few operators have against an architecture, trained or not: training takes long."""
+    """Converts an architecture on noise, before it is trained: training takes long, and would be lost if that failed.
+
+    Logs what devices that know few operators have against it.
+
+    Raises:
+        QuantizationError: it can't be quantised. The message says why and what to do.
+    """
+    from utils import export
+
     narrow = [name for name in settings.deploy_targets if targets.get(name).operators != targets.MICRO_OPERATORS]
-    if narrow:
-        noise = np.random.default_rng(settings.seed).integers(0, 256, (16, *settings.input_shape)).astype(np.uint8)
-        quantized = fake_quant.quantize(model, noise)
-        for target in narrow:
-            for reason in _for_device(quantized, target, "ptq", None, settings).verdict.reasons:
-                log.warning("%s will refuse %s once it is trained: %s", target, model.name, reason)
+    noise = np.random.default_rng(settings.seed).integers(0, 256, (16, *settings.input_shape)).astype(np.uint8)
+    quantized = fake_quant.quantize(model, noise)
+    try:
+        _for_device(quantized, None, "ptq", None, settings)
+    except export.ExportError as error:
+        raise fake_quant.QuantizationError(
+            f"{model.name} can't be quantised ({error}): build it from other layers, or set QUANTIZE_MODEL = False"
+        ) from error
+    for target in narrow:
+        for reason in _for_device(quantized, target, "ptq", None, settings).verdict.reasons:
+            log.warning("%s will refuse %s once it is trained: %s", target, model.name, reason)
 
 
 def _for_device(

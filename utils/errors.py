@@ -20,6 +20,8 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
         work: does it all.
         interrupted: what is said after Ctrl-C.
     """
+    # A daemon may have closed them. What stands in stays open until the process ends.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that lacks a file name's letters is no reason to stop.
         sys.stdout.reconfigure(errors="backslashreplace")

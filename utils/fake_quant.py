@@ -25,6 +25,7 @@ LOGITS_MARGIN = 6.0
 FAINT_PERCENT = 1.0
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue; OpenCV's grey has the same
 RANGE_SUFFIX = "_range"
+OBSERVED_AT_ONCE = 256  # pictures
 RANGE_MOMENTUM = 0.99
 
 WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
@@ -285,6 +286,12 @@ def _check(layer: keras.layers.Layer) -> None:
         )
     if isinstance(layer, WEIGHTED) and not (_linear(layer) or _is_relu(layer)):
         raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
+    if isinstance(layer, layers.Add) and len(_parents(layer)) > 2:
+        raise QuantizationError(f"layer {layer.name} adds {len(_parents(layer))} tensors: add two at a time")
+    if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, len(layer.output.shape) - 1):
+        raise QuantizationError(
+            f"layer {layer.name} normalises over axis {layer.axis}: let it be the last one, channels"
+        )
     if len(layer._inbound_nodes) > 1:
         raise QuantizationError(f"layer {layer.name} is used more than once: a shared layer can't be quantised")
 
@@ -373,8 +380,16 @@ def _factor_and_offset(norm: layers.BatchNormalization) -> tuple[np.ndarray, np.
 
 def _observe(model: keras.Model, plan: _Plan, calibration: np.ndarray) -> dict[str, tuple[float, float]]:
     tensors = [model.get_layer(name).output for name in plan.ranged]
-    *seen, logits = keras.Model(model.input, [*tensors, model.output]).predict(calibration, batch_size=256, verbose=0)
-    found = {name: (float(of.min()), float(of.max())) for name, of in zip(plan.ranged, seen, strict=True)}
+    observer = keras.Model(model.input, [*tensors, model.output])
+    ends, parts = [], []
+    # All pictures' features at once would take gigabytes.
+    for start in range(0, len(calibration), OBSERVED_AT_ONCE):
+        *seen, part = observer.predict_on_batch(calibration[start : start + OBSERVED_AT_ONCE])
+        ends.append([(of.min(), of.max()) for of in seen])
+        parts.append(part)
+    lows, highs = np.moveaxis(np.array(ends, float), 2, 0)
+    found = dict(zip(plan.ranged, zip(lows.min(axis=0).tolist(), highs.max(axis=0).tolist(), strict=True), strict=True))
+    logits = np.concatenate(parts)
     first, last = plan.fixed
     found[first] = INPUT_RANGE
     # What never comes out, since a larger value of its digit does, needs no steps.

@@ -201,7 +201,7 @@ class _New:
         _, group, size = np.unique(splits.clusters[indices], return_inverse=True, return_counts=True)
         self.probabilities = 1 / size[group] / len(size)
         self.nb_classes = settings.nb_classes
-        self.change = Augmentation(dataclasses.replace(settings, augment=True, **MILD))
+        self.change = Augmentation(dataclasses.replace(settings, **MILD))
         # A display that only ever shows whole digits does not roll.
         self.rolls = settings.nb_classes == 100 and bool((self.tenths % 10).any())
         # A tenth is where the picture was rolled to; of whole digits the model says what it was trained to say.

@@ -1,6 +1,7 @@
 """Reads every source, splits without leaks, then weights the training part."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Splits:
     ``train`` and ``validation`` are indices into the pool, ``train`` weighted (pictures repeated or left out);
     ``measured`` maps each test set (``"test"``, then the ``TEST_SOURCES`` by name) to indices. ``facts`` describes the
     data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or the split does; ``clusters`` (N,)
-    has one number for all twins of a picture.
+    has one number for all twins of a picture; ``drawn`` are the numbers of the sources that the project draws.
     """
 
     pool: Pool
@@ -73,6 +74,7 @@ class Splits:
     facts: dict
     fingerprint: str
     clusters: np.ndarray
+    drawn: tuple[int, ...] = ()
 
     def source(self, name: str) -> int | None:
         """Number of a source in ``pool.source_ids``, None if there is none of that name."""
@@ -118,8 +120,9 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
         raise DataError(
             "DATA_SOURCES has no pictures but the new ones: list there what the model was trained on, or synthetic ones"
         )
-    parts = _split(pool, own[~is_new], clusters, settings)
-    aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, settings.seed)
+    lots = _lots(pool, exact, settings.seed)
+    parts = _split(pool, own[~is_new], clusters, settings, lots)
+    aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
     parts["train"] = np.concatenate([parts["train"], learnt])
     kept = np.concatenate([held, *aside.values()])
     train, validation, left_out = splitting.without_twins(parts, kept, clusters, careless=settings.split_by == "image")
@@ -140,7 +143,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     }
     _log_facts(facts)
     fingerprint = _fingerprint(pool, weighted, validation, measured)
-    return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters)
+    return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters, tuple(drawn))
 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:
@@ -206,17 +209,34 @@ def _clusters(pool: Pool, exact: np.ndarray, drawn: Collection[int]) -> np.ndarr
     return cluster_of_group[exact]
 
 
-def _split(pool: Pool, own: np.ndarray, clusters: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
+def _lots(pool: Pool, exact: np.ndarray, seed: int) -> np.ndarray:
+    """What decides on which side of the split each picture falls: ``(N,)`` uint64, random, of its pixels and the seed.
+
+    Not of its place in the list: a picture that was measured on once is not to be learnt from because the list of
+    sources has changed. Copies have a lot each.
+    """
+    copies = splitting.rank_within(exact, np.arange(len(exact)))
+    pictures = zip(itertools.chain(*pool.arrays), copies, strict=True)
+    digests = (
+        hashlib.blake2b(np.ascontiguousarray(image), digest_size=8, key=f"{seed} {copy}".encode()).digest()
+        for image, copy in pictures
+    )
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _split(
+    pool: Pool, own: np.ndarray, clusters: np.ndarray, settings: Settings, lots: np.ndarray
+) -> dict[str, np.ndarray]:
     by = {"cluster": clusters, "meter": pool.meter_ids, "image": np.arange(len(pool.tenths))}[settings.split_by]
     # Whole meters can't be halved, so "meter" splits all sources at once; otherwise each source gives its share.
     strata = np.zeros(len(own), int) if settings.split_by == "meter" else pool.source_ids[own]
     shares = {"test": settings.test_share, "validation": settings.validation_share}
-    parts = splitting.assign(by[own], strata, pool.classes(own), shares, np.random.default_rng(settings.seed))
+    parts = splitting.assign(by[own], strata, pool.classes(own), shares, lots[own])
     return {name: own[members] for name, members in parts.items()}
 
 
 def _keep_aside(
-    pool: Pool, new: np.ndarray, clusters: np.ndarray, aside_from: int, seed: int
+    pool: Pool, new: np.ndarray, clusters: np.ndarray, aside_from: int, lots: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Of each new source what is only measured on, and what is learnt of all of them."""
     aside, learnt = {}, []
@@ -225,9 +245,8 @@ def _keep_aside(
         if len(mine) < aside_from or len(np.unique(clusters[mine])) < MIN_ASIDE_CLUSTERS:
             learnt.append(mine)
             continue
-        rng = np.random.default_rng(seed)
         shares = {"aside": ASIDE_SHARE}
-        parts = splitting.assign(clusters[mine], np.zeros(len(mine), int), pool.classes(mine), shares, rng)
+        parts = splitting.assign(clusters[mine], np.zeros(len(mine), int), pool.classes(mine), shares, lots[mine])
         learnt.append(mine[parts["train"]])
         aside[aside_of(pool.source_names[number])] = mine[parts["aside"]]
     return aside, np.concatenate([np.empty(0, int), *learnt])
@@ -256,8 +275,8 @@ def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Set
         mine = rng.permutation(train[pool.source_ids[train] == number])
         # The generator's typefaces are balanced as they are.
         balance = settings.balance_sources and source.type != "synthetic"
-        for meter, weight in _meter_weights(pool.meter_ids[mine], balance).items():
-            members = mine[pool.meter_ids[mine] == meter]
+        by_meter = mine[np.argsort(pool.meter_ids[mine], kind="stable")]
+        for weight, members in _meter_weights(pool, by_meter, balance):
             repeats, rest = divmod(round(source.weight * weight * len(members)), len(members))
             parts += [np.tile(members, repeats), members[:rest]]
     weighted = np.sort(np.concatenate(parts))
@@ -266,12 +285,15 @@ def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Set
     return weighted
 
 
-def _meter_weights(meter_ids: np.ndarray, balance: bool) -> dict[int, float]:
-    """How often a picture of each meter counts, 1 on average: with ``balance`` ~ 1 / sqrt(pictures of the meter)."""
-    meters, counts = np.unique(meter_ids, return_counts=True)
+def _meter_weights(pool: Pool, by_meter: np.ndarray, balance: bool) -> list[tuple[float, np.ndarray]]:
+    """How often a picture of each meter counts, 1 on average, with ``balance`` ~ 1 / sqrt(pictures of the meter).
+
+    Beside it the meter's pictures, of those that stand in the order of meters.
+    """
+    _, starts, counts = np.unique(pool.meter_ids[by_meter], return_index=True, return_counts=True)
     weights = counts**-0.5 if balance else np.ones(len(counts))
     weights *= counts.sum() / max((weights * counts).sum(), 1e-9)
-    return dict(zip(meters.tolist(), weights.tolist(), strict=True))
+    return list(zip(weights.tolist(), np.split(by_meter, starts)[1:], strict=True))
 
 
 def _source_facts(pool: Pool, read: list[SourceData], parts: tuple) -> list[dict]:

@@ -155,7 +155,7 @@ def trained_with(path: Path) -> dict[str, int | float]:
     found = declared(path)
     try:
         spread = float(json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]["label_spread"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return found
     low, high = settings_module.RANGES["label_spread"]
     return {**found, "label_spread": spread} if low <= spread <= high else found
@@ -297,8 +297,7 @@ def takes_raw_pixels(model: Any) -> bool:
     """True if the model's first layer shows it: a rescaling, or batch statistics of pixels 0..255."""
     first = next(iter(_first_layers(model).values()))
     if type(first).__name__ == "Rescaling":
-        scales = first.scale if isinstance(first.scale, list | tuple) else [first.scale]
-        return max(map(abs, scales)) <= encodings.LARGEST_FACTOR
+        return float(np.abs(np.array(first.scale, float)).max()) <= encodings.LARGEST_FACTOR
     return (
         type(first).__name__ == "BatchNormalization"
         and float(abs(first.moving_mean.numpy()).max()) >= encodings.SMALLEST_SHIFT
@@ -402,7 +401,9 @@ def _refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(16)
     kind = next((kind for (at, magic), kind in OTHER_MAGIC.items() if start[at:].startswith(magic)), None)
-    if path.suffix.lower() != ".keras":
+    if path.suffix.lower() != ".keras" and start.startswith(b"PK\x03\x04"):
+        kind = f"a zip archive named *{path.suffix} (a Keras model is to be renamed to *.keras)"
+    elif path.suffix.lower() != ".keras":
         kind = kind or OTHER_SUFFIXES.get(path.suffix.lower(), "no .keras file")
     if kind:
         raise ModelFileError(
@@ -599,7 +600,7 @@ def _check_kind(path: Path, model: Any, classes: tuple[int, ...]) -> None:
     if len(inputs) != 1 or not sides or picture[0] is not None or picture[3] not in channels:
         raise ModelFileError(
             f"{path}: the model takes {_shapes(inputs)}, but one picture (batch, height, width, 1 or 3) with sides of "
-            f"{low} to {high} is needed; take another model"
+            f"{low} to {high} is needed, in batches of any size; take another model"
         )
     if len(outputs) != 1 or len(result) != 2 or result[0] is not None or result[1] not in classes:
         raise ModelFileError(
@@ -614,7 +615,8 @@ def _check_kind(path: Path, model: Any, classes: tuple[int, ...]) -> None:
 
 
 def _shapes(shapes: list[tuple]) -> str:
-    texts = [", ".join(["batch", *("any" if side is None else str(side) for side in shape[1:])]) for shape in shapes]
+    sides = [("batch" if shape[:1] == (None,) else f"batch of {shape[0]}", *shape[1:]) for shape in shapes]
+    texts = [", ".join("any" if side is None else str(side) for side in one) for one in sides]
     return _printable(" and ".join(f"({text})" for text in texts))
 
 

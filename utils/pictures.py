@@ -5,12 +5,10 @@ import functools
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from utils import processes
 from utils.console import progress
 
 log = logging.getLogger(__name__)
@@ -124,14 +123,13 @@ def _decode_all(source: str, root: str, files: list[File], shape: Shape) -> tupl
 def _mapper(count: int) -> Iterator[Callable]:
     """A ``map`` over all cores for many pictures, in this process for few.
 
-    Processes, because decoding digit-sized pictures is bound by the interpreter's lock; spawned, because a fork of a
-    process with TensorFlow's threads may hang.
+    Processes, because decoding digit-sized pictures is bound by the interpreter's lock.
     """
     workers = min(os.cpu_count() or 1, count // MIN_FOR_PROCESS)
     if workers < 2:
         yield map
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = processes.pool(workers)
     try:
         yield pool.map
     finally:

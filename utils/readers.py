@@ -194,9 +194,8 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
         # No file can be called \0, not even to find out where it lies.
         file = None if "\0" in name else _locate(source, root, where, name, resolve)
         if file is None:
-            joined = not label or name.endswith((",", ";"))
-            hint = "; a line needs the picture's name, a tab and the label" if joined else ""
-            yield Problem(where, MISSING, f"{name} is neither beside it nor in images/{hint}")
+            hint = "a line needs the picture's name, a tab and the label, nothing more"
+            yield Problem(where, MISSING, f"{name} is neither beside it nor in images/; {hint}")
             continue
         listed.add(file.name)
         folder = file.name.removeprefix("images/").rpartition("/")[0]
@@ -248,6 +247,8 @@ def _locate(source: DataSource, root: str, where: str, named: str, resolve: Call
         place = os.path.join(resolve(above), last)
         real = os.path.realpath(place) if os.path.islink(place) else place
         inside = os.path.join(real, "").startswith(os.path.join(resolve(root), ""))
+        if os.path.isabs(named) and os.path.realpath(named).startswith(os.path.join(resolve(root), "")):
+            raise _error(source, f"{where}: {named} is an absolute path; name it from the folder {source.path} on")
         if os.path.isabs(named) or name.split("/")[0] == ".." or not inside:
             mend = "copy the picture into it and name it from there"
             raise _error(source, f"{where}: {named} lies outside the folder {source.path}; {mend}")

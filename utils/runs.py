@@ -47,14 +47,28 @@ def create(architecture: str, settings: Settings, mode: str, ending: str = "") -
     return make(name(architecture, settings, mode, time.strftime("%Y%m%d-%H%M%S")), settings, ending)
 
 
+def check_output(settings: Settings) -> None:
+    """Makes ``OUTPUT_DIR`` and sees that it can be written to: a training should not be what finds out.
+
+    Raises:
+        RunError: it can't.
+    """
+    try:
+        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"OUTPUT_DIR {settings.output_dir}: cannot make a folder there ({error.strerror})") from error
+    if not os.access(settings.output_dir, os.W_OK):
+        raise RunError(f"OUTPUT_DIR {settings.output_dir}: cannot be written to; name a folder of yours")
+
+
 def make(stem: str, settings: Settings, ending: str = "") -> Path:
     """Makes the folder ``stem`` below ``OUTPUT_DIR`` as :func:`create` does.
 
     Raises:
         RunError: ``OUTPUT_DIR`` can't be written to.
     """
+    check_output(settings)
     try:
-        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):
             folder = Path(settings.output_dir) / f"{stem}{f'-{attempt}' if attempt > 1 else ''}{ending}"
             try:
@@ -92,15 +106,23 @@ def check_writable(files: Iterable[Path | None]) -> None:
     """Sees before a long work that its files can be written; None is passed over.
 
     Raises:
-        RunError: a file's folder is missing or read-only, or it is a folder itself.
+        RunError: a file's folder is missing or read-only, it is a folder or a device itself, or two are the same file.
     """
-    for file in filter(None, files):
-        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+    named = [file for file in files if file]
+    for file in named:
+        place = file.resolve()
+        if (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK):
             raise RunError(f"{file}: cannot be written; name a file in an existing folder of yours")
+    if len({file.resolve() for file in named}) < len(named):
+        raise RunError(f"{named[0]}: is named twice, the one output would replace the other; name another file")
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Lets ``writer`` fill a temporary file, then renames it to ``path``: a reader never sees half a file."""
+    """Lets ``writer`` fill a temporary file, then renames it to ``path``: a reader never sees half a file.
+
+    A link stays one: what it leads to is replaced.
+    """
+    path = path.resolve()
     partial = path.with_name(PARTIAL_PREFIX + path.name)
     try:
         writer(partial)
@@ -179,7 +201,7 @@ def fine_tuned_from(run_dir: Path) -> str | None:
     """The model that a fine-tuning began with, None for every other folder."""
     try:
         return json.loads((run_dir / SETTINGS_FILE).read_text())["fine_tuned_from"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -193,7 +215,7 @@ def without_device_files(run_dir: Path) -> dict | None:
     try:
         results = json.loads((run_dir / RESULTS_FILE).read_text())
         return results if set(results["files"]) == {BEST_MODEL_FILE} else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

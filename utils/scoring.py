@@ -1,5 +1,7 @@
 """The scores of one file on every test set, as they stand in ``results.json``."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from utils import confidence, evaluation, labels
@@ -53,16 +55,19 @@ def _scores(
     pool, metric = splits.pool, labels.main_metric(splits.pool.nb_classes)
     tenths, predicted, read = pool.tenths[indices], logits.argmax(axis=1), reading(splits, indices, logits)
 
-    def grouped(groups: np.ndarray, names: tuple[str, ...]) -> dict:
+    def grouped(groups: np.ndarray, names: Sequence) -> dict:
         return evaluation.grouped_metrics(predicted, tenths, groups[indices], names, pool.nb_classes)
 
     per_meter = grouped(pool.meter_ids, pool.meter_names)
+    # Typefaces are no meters: a source of drawn digits counts as one, or real meters would vanish among them.
+    drawn = np.isin(pool.source_ids, splits.drawn)
+    names, meters = np.unique(np.where(drawn, -1 - pool.source_ids, pool.meter_ids), return_inverse=True)
     sure = (read.confidences, read.right, metric)
     return {
         "n": len(indices),
         **evaluation.metrics(predicted, tenths, pool.nb_classes),
-        "mean_over_meters": evaluation.mean_over(per_meter),
-        "interval_95": {metric: evaluation.interval(read.right, pool.meter_ids[indices])},
+        "mean_over_meters": evaluation.mean_over(grouped(meters, names)),
+        "interval_95": {metric: evaluation.interval(read.right, meters[indices])},
         "calibration_error": confidence.calibration_error(read.confidences, read.right),
         "coverage": confidence.coverage(*sure),
         "at_recommended_confidence": None if threshold is None else confidence.at(threshold, *sure),

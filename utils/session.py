@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import logging
-import multiprocessing
 import os
 import time
 import traceback
@@ -24,6 +23,7 @@ from utils import (
     fine_tuning,
     loader,
     model_files,
+    processes,
     quantization,
     report,
     report_page,
@@ -39,6 +39,7 @@ from utils.loader import Splits
 from utils.plans import Plan
 from utils.quantization import QuantizationMode
 from utils.settings import Settings
+from utils.sources import SourceError
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
 
     def one(name: str) -> Outcome:
         # A pool of its own for each, since a process that dies breaks its whole pool.
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
+        with processes.pool(1) as process:
             try:
                 return process.submit(_in_process, name, settings, options, threads).result()
             except concurrent.futures.process.BrokenProcessPool:
@@ -100,7 +100,11 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     started = runs.read_settings(run_dir)
     settings = started.settings
     devices.check(settings)
-    splits = loader.load(settings)
+    try:
+        splits = loader.load(settings)
+    except SourceError as error:
+        where = "this run's own settings name it; relative paths are taken from the folder it was started in"
+        raise loader.DataError(f"{error} ({where}: start --resume there)") from error
     if splits.fingerprint != started.data_fingerprint:
         raise loader.DataError(f"{run_dir}: the pictures or labels have changed since this run was started; start anew")
     options = dataclasses.replace(options, tuned_by=started.tuned_by)
@@ -132,6 +136,7 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     if mode.int8:
         fake_quant.check(model, str(model_file))
+        deployment.foresee(model, settings)
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
     runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
     with runs.hold(run_dir):
@@ -205,6 +210,13 @@ def _attempt(name: str, settings: Settings, options: Options, splits: Splits, ru
     except UserError as error:
         log.error("%s: %s", name, error)
         return Outcome(name, run_dir, None, str(error))
+    except OSError as error:
+        # A full disk, above all; libraries wrap the system's own words in many of theirs.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        place = error.filename or settings.output_dir
+        text = f"{place}: {reason}; mend that, then go on with train.py --resume and the run's folder"
+        log.error("%s: %s", name, text)
+        return Outcome(name, run_dir, None, text)
     except Exception as error:
         # One model of a list must not take the others with it; the traceback tells what happened.
         log.error("%s failed:\n%s", name, traceback.format_exc())
@@ -228,6 +240,8 @@ def _run(
             fake_quant.check(model, file)
         if mode.int8 and keras.backend.backend() == "tensorflow":
             deployment.foresee(model, settings)
+        for teacher in model_files.teachers(settings):
+            model_files.load(teacher)
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):

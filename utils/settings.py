@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,12 @@ def load(**overrides: Any) -> Settings:
     """Reads ``parameters.py`` and replaces single values, given by field name.
 
     Raises:
-        SettingsError: unknown, missing or bad parameter.
+        SettingsError: unknown, missing or bad parameter, or parameters.py is no Python.
     """
-    module = importlib.import_module("parameters")
+    try:
+        module = importlib.import_module("parameters")
+    except Exception as error:
+        raise SettingsError(_slip(error)) from error
     values = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
     return from_dict({**values, **overrides})
 
@@ -241,6 +245,17 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def to_json(settings: Settings) -> str:
     """The settings as indented JSON, readable back with ``from_dict(json.loads(...))``."""
     return json.dumps(dataclasses.asdict(settings), indent=2)
+
+
+def _slip(error: Exception) -> str:
+    """What is wrong in ``parameters.py``, which people edit, and in which line."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "parameters":
+        return "parameters.py is missing beside the scripts: get it back from the project"
+    if isinstance(error, SyntaxError):
+        return f"parameters.py line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == "parameters"]
+    where = f" line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
+    return f"parameters.py{where}: {type(error).__name__}: {error}"
 
 
 def _with_text_path(source: Any) -> Any:

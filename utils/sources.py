@@ -141,6 +141,8 @@ def declare(folder: Path, weight: float) -> dict[str, Any]:
     Raises:
         SourceError: there is no such folder, or its folders' names and its pictures' names are different labels.
     """
+    if folder.is_file():
+        raise SourceError(f"{folder} is a file: give the folder that it lies in")
     if not folder.is_dir():
         raise SourceError(f"folder {folder} not found: give a folder with labelled pictures")
     kind = "label_file" if (folder / "labels.txt").is_file() else _kind_by_names(folder)

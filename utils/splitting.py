@@ -2,30 +2,35 @@
 
 import numpy as np
 
+LOT_BITS = 26  # of a lot's 64; what two numbers need, and the highest ones lean to 0 in a group of many pictures
+
 
 def assign(
-    groups: np.ndarray, strata: np.ndarray, classes: np.ndarray, shares: dict[str, float], rng: np.random.Generator
+    groups: np.ndarray, strata: np.ndarray, classes: np.ndarray, shares: dict[str, float], lots: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Splits N pictures into ``"train"`` and the named shares; a group is never divided.
 
-    Within each stratum every class gives its share as far as the groups allow.
+    Within each stratum every class gives its share as far as the groups allow. What a group draws depends on nothing
+    but its lots, so that it stays where it is, but for a few at the borders, when other pictures come and go.
 
     Args:
         groups: (N,) group of each picture.
         strata: (N,) what is split by itself, for example the source; a group belongs to its first picture's.
         classes: (N,) class of each picture; a group has its first picture's.
         shares: name of each part besides ``"train"`` and its share of the pictures, 0..1, in the order of filling.
-        rng: decides.
+        lots: (N,) uint64, a random number of each picture; a group has the lowest of its own.
 
     Returns:
         For each part the indices 0..N-1 of its pictures, ascending.
     """
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     size, stratum, group_class = np.bincount(group), strata[first], classes[first]
+    lot = np.full(len(first), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lot, group, lots)
     part = np.zeros(len(first), int)
     for one in np.unique(stratum):
         mine = np.flatnonzero(stratum == one)
-        part[mine] = _fill(size[mine], group_class[mine], list(shares.values()), rng)
+        part[mine] = _fill(size[mine], group_class[mine], list(shares.values()), lot[mine])
     return {name: np.flatnonzero(part[group] == number) for number, name in enumerate(["train", *shares])}
 
 
@@ -65,10 +70,10 @@ def rank_within(keys: np.ndarray, order_by: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _fill(size: np.ndarray, classes: np.ndarray, shares: list[float], rng: np.random.Generator) -> np.ndarray:
+def _fill(size: np.ndarray, classes: np.ndarray, shares: list[float], lots: np.ndarray) -> np.ndarray:
     """Part of each group: 0 = train, 1, 2 ... the shares. Each class lies evenly along the order of filling."""
-    rank = rank_within(classes, rng.random(len(size)))
-    order = np.argsort((rank + rng.random(len(size))) / np.bincount(classes)[classes], kind="stable")
+    within, between = ((lots >> np.uint64(shift)) % 2**LOT_BITS / 2**LOT_BITS for shift in (0, LOT_BITS))
+    order = np.argsort((rank_within(classes, within) + between) / np.bincount(classes)[classes], kind="stable")
     part = np.zeros(len(size), int)
     for number, share in enumerate(shares, start=1):
         room = round(share * size.sum())

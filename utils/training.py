@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.keras import TqdmCallback
 
 from utils import devices, labels, model_files, runs
-from utils.augmentation import Augmentation
+from utils.augmentation import Augmentation, random_state
 from utils.console import interactive
 from utils.errors import UserError
 from utils.loader import Pool, Splits
@@ -146,17 +146,21 @@ class Recorder(keras.callbacks.Callback):
 
 
 class EpochLine(keras.callbacks.Callback):
-    """A log line an epoch, where there is no terminal for a bar."""
+    """A log line an epoch, where there is no terminal for a bar; ``description`` says of what."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__()
+        self.description = description
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         values = {**(logs or {}), "learning_rate": self.model.optimizer.learning_rate}
         text = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-        log.info("epoch %d of %d: %s", epoch + 1, self.params["epochs"], text)
+        log.info("%s: epoch %d of %d: %s", self.description, epoch + 1, self.params["epochs"], text)
 
 
 def progress(description: str) -> keras.callbacks.Callback:
     """A bar on a terminal, else a log line an epoch."""
-    return TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine()
+    return TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine(description)
 
 
 def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, until: int | None = None) -> Training:
@@ -268,16 +272,17 @@ def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -
 def _start_epoch(trainer: keras.Model, augmentation: Augmentation, settings: Settings, epoch: int) -> None:
     """Makes the random sequences functions of seed and epoch, so that a resumed run draws what it would have."""
     augmentation.start_epoch(epoch)
-    for layer in trainer.layers:
+    # With nested ones: an architecture may have its own Dropout.
+    for number, layer in enumerate(trainer._flatten_layers(), start=1):
         if isinstance(layer, keras.layers.Dropout):
-            layer.seed_generator.state.assign([settings.seed, epoch])
+            layer.seed_generator.state.assign(random_state(settings.seed, epoch, number))
 
 
 def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> None:
     optimizer_class = type(keras.optimizers.get(settings.optimizer))
     trainer.compile(
         optimizer=optimizer_class(
-            learning_rate=_learning_rate(settings, steps_per_epoch), weight_decay=settings.weight_decay or None
+            learning_rate=_learning_rate(settings, steps_per_epoch), weight_decay=settings.weight_decay
         ),
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
         metrics=["accuracy"],

@@ -99,6 +99,13 @@ class Search:
         self.write()
         log.info("trial %d of %d: %s", number, len(self.combinations), shown(row.values))
 
+    def interrupt(self) -> None:
+        """Takes the beginning of what runs back: that it ended was the user's wish, and says nothing against it."""
+        for row in self.rows.values():
+            if row.status == RUNNING:
+                row.begun = max(0, row.begun - 1)
+        self.write()
+
     def end(self, number: int, until: int, outcome: Outcome) -> None:
         """Notes how a trial ended; three failures in a row set ``stopped`` to the reason."""
         row = self.rows[number]

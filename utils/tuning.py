@@ -25,6 +25,7 @@ from utils import (
     runs,
     search_space,
     session,
+    smoothing,
     training,
     trials,
 )
@@ -72,7 +73,11 @@ def search(settings: Settings, splits: Splits) -> Search | None:
         stack.enter_context(runs.hold(found.folder))
         trials.take_up(found)
         log.info("searching in %s", found.folder)
-        _drive(found, settings, splits, found.folder / trials.SCRATCH, role)
+        try:
+            _drive(found, settings, splits, found.folder / trials.SCRATCH, role)
+        except KeyboardInterrupt:
+            found.interrupt()
+            raise
         trials.forget_scratch(found)
         found.write()
         report.tuning(found.folder / PLOT_FILE, [dataclasses.asdict(row) for row in found.ended()], found.objective)
@@ -236,6 +241,7 @@ def _within_tenth(fitted: training.Training, splits: Splits, settings: Settings,
     from utils import export
 
     model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
+    smoothing.fold(model, settings)
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
     content = export.quantized_tflite(model, calibration, settings.quantized_io_type)
     predicted = evaluation.tflite_logits(content, splits.pool.images(splits.validation)).argmax(axis=1)
