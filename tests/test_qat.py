@@ -14,7 +14,7 @@ from utils import settings as settings_module
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    source = {"name": "synthetic", "type": "synthetic", "count": 4000}
+    source = {"name": "synthetic", "type": "synthetic", "count": 10_000}
     settings = settings_module.load(data_sources=[source], epochs=10, batch_size=64, augment=False)
     splits = loader.load(settings)
     folder = tmp_path_factory.mktemp("qat")

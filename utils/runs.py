@@ -48,17 +48,15 @@ def create(architecture: str, settings: Settings, mode: str, ending: str = "") -
 
 
 def check_output(settings: Settings) -> None:
-    """Makes ``OUTPUT_DIR`` and sees that it can be written to: a training should not be what finds out.
+    """Sees that ``OUTPUT_DIR`` can be made or written to, without making it: a training should not be what finds out.
 
     Raises:
         RunError: it can't.
     """
-    try:
-        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"OUTPUT_DIR {settings.output_dir}: cannot make a folder there ({error.strerror})") from error
-    if not os.access(settings.output_dir, os.W_OK):
-        raise RunError(f"OUTPUT_DIR {settings.output_dir}: cannot be written to; name a folder of yours")
+    folder = Path(settings.output_dir).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RunError(f"OUTPUT_DIR {settings.output_dir}: {there} cannot be written to; name a folder of yours")
 
 
 def make(stem: str, settings: Settings, ending: str = "") -> Path:
@@ -67,8 +65,8 @@ def make(stem: str, settings: Settings, ending: str = "") -> Path:
     Raises:
         RunError: ``OUTPUT_DIR`` can't be written to.
     """
-    check_output(settings)
     try:
+        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):
             folder = Path(settings.output_dir) / f"{stem}{f'-{attempt}' if attempt > 1 else ''}{ending}"
             try:
