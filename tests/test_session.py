@@ -207,6 +207,20 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
         session.resume(run_dir, session.Options())
 
 
+def test_resume_from_another_folder_says_what_relative_paths_are_taken_from(
+    tiny, tmp_path, picture_folder, monkeypatch
+):
+    picture_folder("own", {"a": 120})
+    cut_power(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    settings = tiny(data_sources=[{"name": "own", "type": "filename", "path": "own"}])
+    train(settings)
+    (run_dir,) = runs.Path(settings.output_dir).iterdir()
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(DataError, match=r"folder own not found.*the folder it was started in: start --resume there"):
+        session.resume(run_dir, session.Options())
+
+
 def test_resume_leaves_a_run_alone_that_was_finished_meanwhile(tiny, monkeypatch):
     cut_power(monkeypatch)
     settings = tiny(epochs=1)

@@ -129,6 +129,9 @@ def test_labels_of_folders_and_of_names_that_contradict_are_refused(tmp_path):
 
 
 def test_a_missing_folder_is_refused(tmp_path):
+    (tmp_path / "3_a.png").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"3_a\.png is a file: give the folder that it lies in"):
+        sources.declare(tmp_path / "3_a.png", 1)
     with pytest.raises(SourceError, match="nowhere not found: give a folder with labelled pictures"):
         sources.declare(tmp_path / "nowhere", 1.0)
 

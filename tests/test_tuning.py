@@ -372,9 +372,10 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
     splits = loader.load(settings)
     outcome = tuning.run_trial({"batch_size": 64}, settings, splits, tmp_path / "trial")
     assert outcome.error == ""
-    from utils import evaluation, export, model_files
+    from utils import evaluation, export, model_files, smoothing
 
     model = model_files.load(tmp_path / "trial" / "best_model.keras")
+    smoothing.fold(model, settings)
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
     content = export.quantized_tflite(model, calibration, "int8")
     images, tenths = splits.pool.images(splits.validation), splits.pool.tenths[splits.validation]
