@@ -145,8 +145,10 @@ def temperature(logits: np.ndarray, right: np.ndarray) -> float | None:
 
     Returns:
         The temperature, or None if the minimum lies outside ``TEMPERATURES``: pictures all read right, or read by
-        chance, don't say what a confidence is worth.
+        chance, don't say what a confidence is worth; nor do fewer than ``ENOUGH``.
     """
+    if len(right) < ENOUGH:
+        return None
 
     def loss(log_temperature: float) -> float:
         sure = of(logits.astype(np.float64) * math.exp(-log_temperature)).clip(1e-9, 1 - 1e-9)

@@ -68,26 +68,26 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
     if len(calibration) < ENOUGH_TO_CALIBRATE:
         log.warning("only %d training pictures to calibrate on: the quantised file may lose accuracy", len(calibration))
-    quantized, kind = fake_quant.quantize(model, calibration), "ptq"
+    quantized = fake_quant.quantize(model, calibration)
     # Few outputs differ by a share that is chance: training pictures fill up what validation lacks.
     validation = splits.pool.images(loader.spread(splits.validation, gate.MAX_PICTURES))
     samples = np.concatenate([validation, calibration])
     # The plain quantised file comes out in any case: as tflite_micro's, or without a gate.
     plain = "tflite_micro" if "tflite_micro" in settings.deploy_targets else None
-    to_compare = []
+    first, to_compare = _for_device(quantized, plain, "ptq", samples, settings), []
     if mode.qat:
-        before, weights = _for_device(quantized, plain, "ptq", samples, settings), quantized.get_weights()
+        before, weights = first, quantized.get_weights()
         log.info("training %s on with fake quantisation", model.name)
         training.fit_quantized(quantized, splits, settings)
         temperature.fold(quantized, splits, settings)
         after = _for_device(quantized, plain, "qat", samples, settings)
-        better, lesser = _ranked(before, after, splits)
-        if better is before:
+        first, lesser = _ranked(before, after, splits)
+        if first is before:
             quantized.set_weights(weights)
-        kind = better.kind
         to_compare = _to_compare(lesser, f"{model.name}_{lesser.kind}.tflite")
-    for target in dict.fromkeys([plain, *settings.deploy_targets]):
-        files.append(file := _for_device(quantized, target, kind, samples, settings))
+    others = [target for target in dict.fromkeys(settings.deploy_targets) if target != plain]
+    for file in [first, *(_for_device(quantized, target, first.kind, samples, settings) for target in others)]:
+        files.append(file)
         if file.verdict:
             _log(file.verdict, file.name)
     files += to_compare

@@ -381,14 +381,14 @@ def _factor_and_offset(norm: layers.BatchNormalization) -> tuple[np.ndarray, np.
 def _observe(model: keras.Model, plan: _Plan, calibration: np.ndarray) -> dict[str, tuple[float, float]]:
     tensors = [model.get_layer(name).output for name in plan.ranged]
     observer = keras.Model(model.input, [*tensors, model.output])
-    ends, parts = [], []
+    extremes, parts = [], []
     # All pictures' features at once would take gigabytes.
     for start in range(0, len(calibration), OBSERVED_AT_ONCE):
         *seen, part = observer.predict_on_batch(calibration[start : start + OBSERVED_AT_ONCE])
-        ends.append([(of.min(), of.max()) for of in seen])
+        extremes.append([(of.min(), of.max()) for of in seen])
         parts.append(part)
-    lows, highs = np.moveaxis(np.array(ends, float), 2, 0)
-    found = dict(zip(plan.ranged, zip(lows.min(axis=0).tolist(), highs.max(axis=0).tolist(), strict=True), strict=True))
+    lows, highs = np.min(extremes, axis=0)[:, 0], np.max(extremes, axis=0)[:, 1]
+    found = {name: (float(low), float(high)) for name, low, high in zip(plan.ranged, lows, highs, strict=True)}
     logits = np.concatenate(parts)
     first, last = plan.fixed
     found[first] = INPUT_RANGE

@@ -401,16 +401,16 @@ def _refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(16)
     kind = next((kind for (at, magic), kind in OTHER_MAGIC.items() if start[at:].startswith(magic)), None)
-    if path.suffix.lower() != ".keras" and start.startswith(b"PK\x03\x04"):
-        kind = f"a zip archive named *{path.suffix} (a Keras model is to be renamed to *.keras)"
-    elif path.suffix.lower() != ".keras":
-        kind = kind or OTHER_SUFFIXES.get(path.suffix.lower(), "no .keras file")
+    zipped = start.startswith(b"PK\x03\x04")
+    if path.suffix.lower() != ".keras":
+        renamed = f"a zip archive named *{path.suffix} (a Keras model is to be renamed to *.keras)"
+        kind = renamed if zipped else kind or OTHER_SUFFIXES.get(path.suffix.lower(), "no .keras file")
     if kind:
         raise ModelFileError(
             f"{path}: this is {kind}, but a Keras 3 model is needed; "
             f"give the .keras file it was made from, or a run folder with {runs.BEST_MODEL_FILE}"
         )
-    if not start.startswith(b"PK\x03\x04"):
+    if not zipped:
         # A zip archive may stand behind other bytes, but Keras writes none there.
         raise ModelFileError(f"{path}: no .keras file or a damaged one; copy it again or take another file")
 

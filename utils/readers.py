@@ -246,8 +246,9 @@ def _locate(source: DataSource, root: str, where: str, named: str, resolve: Call
         above, last = os.path.split(os.path.join(root, name))
         place = os.path.join(resolve(above), last)
         real = os.path.realpath(place) if os.path.islink(place) else place
-        inside = os.path.join(real, "").startswith(os.path.join(resolve(root), ""))
-        if os.path.isabs(named) and os.path.realpath(named).startswith(os.path.join(resolve(root), "")):
+        below = os.path.join(resolve(root), "")
+        inside = os.path.join(real, "").startswith(below)
+        if os.path.isabs(named) and os.path.realpath(named).startswith(below):
             raise _error(source, f"{where}: {named} is an absolute path; name it from the folder {source.path} on")
         if os.path.isabs(named) or name.split("/")[0] == ".." or not inside:
             mend = "copy the picture into it and name it from there"

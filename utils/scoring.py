@@ -56,23 +56,24 @@ def _scores(
     tenths, predicted, read = pool.tenths[indices], logits.argmax(axis=1), reading(splits, indices, logits)
 
     def grouped(groups: np.ndarray, names: Sequence) -> dict:
-        return evaluation.grouped_metrics(predicted, tenths, groups[indices], names, pool.nb_classes)
+        return evaluation.grouped_metrics(predicted, tenths, groups, names, pool.nb_classes)
 
-    per_meter = grouped(pool.meter_ids, pool.meter_names)
+    sources, meters = pool.source_ids[indices], pool.meter_ids[indices]
+    per_meter = grouped(meters, pool.meter_names)
     # Typefaces are no meters: a source of drawn digits counts as one, or real meters would vanish among them.
-    drawn = np.isin(pool.source_ids, splits.drawn)
-    names, meters = np.unique(np.where(drawn, -1 - pool.source_ids, pool.meter_ids), return_inverse=True)
+    counted = np.where(np.isin(sources, splits.drawn), -1 - sources, meters)
+    names, counted = np.unique(counted, return_inverse=True)
     sure = (read.confidences, read.right, metric)
     return {
         "n": len(indices),
         **evaluation.metrics(predicted, tenths, pool.nb_classes),
-        "mean_over_meters": evaluation.mean_over(grouped(meters, names)),
-        "interval_95": {metric: evaluation.interval(read.right, meters[indices])},
+        "mean_over_meters": evaluation.mean_over(grouped(counted, names)),
+        "interval_95": {metric: evaluation.interval(read.right, counted)},
         "calibration_error": confidence.calibration_error(read.confidences, read.right),
         "coverage": confidence.coverage(*sure),
         "at_recommended_confidence": None if threshold is None else confidence.at(threshold, *sure),
         "ties": evaluation.tie_share(logits),
         "agreement": round(float(agreeing.mean()), 6),
-        "per_source": grouped(pool.source_ids, pool.source_names),
+        "per_source": grouped(sources, pool.source_names),
         "per_meter": per_meter,
     }

@@ -134,9 +134,7 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
-    if mode.int8:
-        fake_quant.check(model, str(model_file))
-        deployment.foresee(model, settings)
+    _check_quantizable(model, str(model_file), settings, mode)
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
     runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
     with runs.hold(run_dir):
@@ -236,10 +234,7 @@ def _run(
     if run_dir is None:
         file = f"models/{architecture.name}.py"
         model_files.check_built(model, file)
-        if mode.int8:
-            fake_quant.check(model, file)
-        if mode.int8 and keras.backend.backend() == "tensorflow":
-            deployment.foresee(model, settings)
+        _check_quantizable(model, file, settings, mode)
         for teacher in model_files.teachers(settings):
             model_files.load(teacher)
         run_dir = runs.create(architecture.name, settings, mode.label)
@@ -258,6 +253,13 @@ def _run(
         report_page.write(run_dir)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
+
+
+def _check_quantizable(model: keras.Model, file: str, settings: Settings, mode: QuantizationMode) -> None:
+    if mode.int8:
+        fake_quant.check(model, file)
+        if keras.backend.backend() == "tensorflow":
+            deployment.foresee(model, settings)
 
 
 def _fit(model: keras.Model, splits: Splits, settings: Settings, options: Options, run_dir: Path) -> dict:

@@ -50,8 +50,7 @@ def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None
         return None
     logits = evaluation.keras_logits(model, splits.pool.images(pictures))
     judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[pictures], settings.nb_classes)
-    enough = len(pictures) >= confidence.ENOUGH
-    found = confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)]) if enough else None
+    found = confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)])
     if found is None:
         log.warning("%s: no temperature, since the %d validation pictures don't settle one", model.name, len(pictures))
         return None
