@@ -51,6 +51,15 @@ def test_a_rare_class_stays_in_training(rng):
         assert (classes[parts["test"]] == 1).sum() <= 1
 
 
+def test_groups_too_large_to_move_leave_the_others_in_training(rng):
+    groups, classes = np.repeat(np.arange(605), [1000] * 5 + [2] * 400 + [1] * 200), np.repeat([0, 1], [5000, 1000])
+    parts = assign(groups, rng, classes=classes)
+    assert (classes[parts["train"]] == 1).sum() >= 400
+    assert len(parts["test"]) >= 100
+    few = np.repeat([0, 1, 2, 3, 4], [800, 50, 50, 50, 50])
+    assert [len(part) for part in assign(few, rng, shares={"test": 0.1, "validation": 0.1}).values()] == [900, 50, 50]
+
+
 def test_when_nothing_fits_the_smallest_group_is_taken(rng):
     groups = np.repeat([0, 1, 2, 3], [300, 260, 240, 200])
     parts = assign(groups, rng)

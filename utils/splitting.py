@@ -1,5 +1,7 @@
 """Deals groups of pictures out to training, validation and test, and picks some of many; index arithmetic only."""
 
+import math
+
 import numpy as np
 
 LOT_BITS = 26  # of a lot's 64; what two numbers need, and the highest ones lean to 0 in a group of many pictures
@@ -10,8 +12,9 @@ def assign(
 ) -> dict[str, np.ndarray]:
     """Splits N pictures into ``"train"`` and the named shares; a group is never divided.
 
-    Within each stratum every class gives its share as far as the groups allow. What a group draws depends on nothing
-    but its lots, so that it stays where it is, but for a few at the borders, when other pictures come and go.
+    Within each stratum every class gives its share as far as the groups allow; no part takes more than twice its share
+    of the groups. What a group draws depends on nothing but its lots, so that it stays where it is, but for a few at
+    the borders, when other pictures come and go.
 
     Args:
         groups: (N,) group of each picture.
@@ -81,10 +84,13 @@ def _fill(size: np.ndarray, classes: np.ndarray, shares: list[float], lots: np.n
         if room and len(free) > 1 and size[free].min() > room:
             # Nothing fits, as with a few whole meters: the smallest is nearest to the share.
             part[free[int(np.argmin(size[free]))]] = number
+        # Where some groups are too large, the others may not make up for all of it: none would be left to learn from.
+        most = math.ceil(2 * share * len(size))
         for group in free:
-            if part[group] == 0 and size[group] <= room:
+            if most and size[group] <= room:
                 part[group] = number
                 room -= size[group]
+                most -= 1
     return part
 
 
