@@ -173,6 +173,13 @@ def test_weights_apply_to_the_training_part_only(tiny, picture_folder):
     assert set(repeats[splits.train[splits.pool.source_ids[splits.train] == 0]]) == {1}
 
 
+@pytest.mark.parametrize("weight", [0.3, 1.5])
+def test_weights_hold_for_meters_of_few_pictures(tiny, picture_folder, weight):
+    folder = picture_folder("own", {f"day{number}": 1 for number in range(150)})
+    splits = loader.load(tiny(data_sources=[source(folder, weight=weight)]))
+    assert len(splits.train) == round(weight * splits.facts["sources"][0]["training"])
+
+
 @pytest.mark.parametrize(("balance", "expected"), [(True, [25, 75]), (False, [10, 90])])
 def test_meters_count_by_the_square_root_of_their_pictures(tiny, picture_folder, balance, expected):
     folder = picture_folder("own", {"large": 900, "small": 100})
