@@ -106,6 +106,7 @@ def test_lists_of_sources():
         (["3/3.4_a.png", "4/3.8_b.png"], "filename"),
         (["readme.txt"], "filename"),
         (["7/a.png", "34/b.png"], "folder_structure"),
+        (["7/7_a.png", "7/8.png", "7/c.png", "3/d.png"], "folder_structure"),
         (["7/a.png", "10/b.png"], "folder_structure"),
         (["10/7.1_a.png", "11/3.4_b.png"], "filename"),
     ],
@@ -119,9 +120,10 @@ def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):
     assert DataSource.from_dict(declared, "DATA_SOURCES").type == kind
 
 
-def test_labels_of_folders_and_of_names_that_contradict_are_refused(tmp_path):
-    """One folder for each place of the counter looks like one folder a class."""
-    for name in ("1/1.4_a.png", "2/7.1_b.png"):
+@pytest.mark.parametrize("files", [("1/1.4_a.png", "2/7.1_b.png"), ("1/IMG.png", "2/7.1_b.png", "12/1.2_c.png")])
+def test_labels_of_folders_and_of_names_that_contradict_are_refused(tmp_path, files):
+    """One folder for each place of the counter looks like one folder a class, also where a picture has no label."""
+    for name in files:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     with pytest.raises(SourceError, match=r"the label of 2/7.1_b.png may be 2 or what its name begins with.*type"):

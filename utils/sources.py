@@ -184,26 +184,35 @@ def _kind_by_names(folder: Path) -> str:
     files = [Path(file.name) for file in pictures.walk(str(folder))]
     folders = [file.parent.name for file in files]
     numbered = labels.are_class_numbers(set(folders))
-    by_folder = _read_all(functools.partial(labels.parse_folder_name, numbered=numbered), folders)
-    by_name = _read_all(labels.parse_file_name, [file.name for file in files])
-    if by_folder and not by_name:
+    by_folder, nameless_folders = _read_all(functools.partial(labels.parse_folder_name, numbered=numbered), folders)
+    by_name, nameless = _read_all(labels.parse_file_name, [file.name for file in files])
+    if not files or nameless_folders:
+        return "filename"
+    # A few of them may be mere numbers; and one picture without a label doesn't make the other names void.
+    if 2 * nameless >= len(files):
         return "folder_structure"
-    for file, one, other in zip(files, by_folder, by_name, strict=False):
-        # Numbers of two places are rather those of meters where the pictures' names are labels.
-        if one and other and not numbered and labels.ring_distance(one.tenths, other.tenths, labels.NB_TENTHS) >= 10:
+    # Numbers of two places are rather those of meters where the pictures' names are labels.
+    if numbered and not nameless:
+        return "filename"
+    for file, one, other in zip(files, by_folder, by_name, strict=True):
+        if one and other and labels.ring_distance(one.tenths, other.tenths, labels.NB_TENTHS) >= 10:
             raise SourceError(
                 f"folder {folder}: the label of {file} may be {file.parent.name} or what its name begins with; list the"
                 ' folder in DATA_SOURCES in parameters.py, "type" being "folder_structure" or "filename"'
             )
-    return "filename"
+    return "folder_structure" if nameless else "filename"
 
 
-def _read_all(parse: Callable[[str], labels.Label | None], names: list[str]) -> list[labels.Label | None]:
-    """The names as labels; an empty list where one of them is none."""
-    try:
-        return [parse(name) for name in names]
-    except labels.LabelError:
-        return []
+def _read_all(parse: Callable[[str], labels.Label | None], names: list[str]) -> tuple[list[labels.Label | None], int]:
+    """The names as labels, None where nobody can read the picture or the name is no label; how many are none."""
+    found, nameless = [], 0
+    for name in names:
+        try:
+            found.append(parse(name))
+        except labels.LabelError:
+            found.append(None)
+            nameless += 1
+    return found, nameless
 
 
 def _check_keys(d: dict[str, Any], where: str) -> None:
