@@ -153,6 +153,16 @@ def test_ranges_are_those_of_all_pictures(images, monkeypatch):
         assert ends == pytest.approx(at_once[name], rel=1e-4), name
 
 
+def test_logits_that_are_averages_cut_nothing_off_what_they_are_of(images):
+    keras.utils.set_random_seed(3)
+    image = keras.Input((32, 20, 1))
+    maps = layers.Conv2D(10, 3, padding="same")(layers.Rescaling(1 / 128, offset=-1)(image))
+    model = keras.Model(image, layers.Flatten()(layers.AveragePooling2D((32, 20))(maps)))
+    seen = keras.Model(image, maps).predict(images, verbose=0)
+    low, high = logits_range(fake_quant.quantize(model, images))
+    assert (low, high) == pytest.approx((seen.min(), seen.max()), rel=0.01)
+
+
 def test_zero_falls_on_a_step():
     low, high = fake_quant.whole_zero_point(-0.37, 2.11)
     scale = (high - low) / 255

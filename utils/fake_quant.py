@@ -392,8 +392,11 @@ def _observe(model: keras.Model, plan: _Plan, calibration: np.ndarray) -> dict[s
     logits = np.concatenate(parts)
     first, last = plan.fixed
     found[first] = INPUT_RANGE
-    # What never comes out, since a larger value of its digit does, needs no steps.
-    low, high = float(logits.min()), float(logits.max())
-    faint = float(np.percentile(logits.max(axis=1), FAINT_PERCENT))
-    found[last] = (max(low, faint - LOGITS_MARGIN), high)
+    behind = model.layers[model.layers.index(model.get_layer(last)) + 1 :]
+    # An average is of all values, low ones too.
+    if not any(isinstance(layer, layers.AveragePooling2D) for layer in behind):
+        # What never comes out, since a larger value of its digit does, needs no steps.
+        low, high = float(logits.min()), float(logits.max())
+        faint = float(np.percentile(logits.max(axis=1), FAINT_PERCENT))
+        found[last] = (max(low, faint - LOGITS_MARGIN), high)
     return {name: whole_zero_point(*ends) for name, ends in found.items()}
