@@ -54,6 +54,11 @@ def test_sigmoids_are_shares_of_their_sum():
                                0.9 / 6)  # fmt: skip
 
 
+def test_sigmoids_that_an_integer_rounds_to_nothing_say_nothing():
+    np.testing.assert_allclose(encodings.probabilities(np.zeros((1, 10)), "sigmoid"), 0.1)
+    assert np.isnan(encodings.probabilities(np.full((1, 10), np.nan), "sigmoid")).all()
+
+
 @pytest.mark.parametrize(("end", "kind"), [(None, "logits"), ("softmax", "softmax"), ("sigmoid", "sigmoid")])
 def test_logits_and_probabilities(tmp_path, end, kind):
     model = recognizers.load(stored(tmp_path, foreign.as_float(foreign.network(10, end=end))), NOWHERE)

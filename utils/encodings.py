@@ -133,8 +133,10 @@ def probabilities(outputs: np.ndarray, last: str) -> np.ndarray:
     if last != "sigmoid":
         return confidence.softmax(outputs)
     # What is no number stays so, for the caller to refuse.
+    total = outputs.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return outputs / outputs.sum(axis=1, keepdims=True)
+        # Integers are all 0 where every sigmoid is below half a step.
+        return np.where(total == 0, 1 / outputs.shape[1], outputs / total)
 
 
 def _around(outputs: np.ndarray) -> np.ndarray:
