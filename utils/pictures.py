@@ -46,7 +46,12 @@ class File(NamedTuple):
 
     name: str  # posix path relative to the source
     size: int  # bytes; -1 if it can't be asked for
-    mtime_ns: int
+    times: tuple[int, int]  # nanoseconds
+
+    @classmethod
+    def of(cls, name: str, status: os.stat_result) -> "File":
+        # Names that are exchanged, or a tool that resets it, keep the time of the last change; the second time tells.
+        return cls(name, status.st_size, (status.st_mtime_ns, status.st_ctime_ns))
 
 
 def walk(root: str) -> Iterator[File]:
@@ -74,9 +79,9 @@ def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
                 status = item.stat()
             except OSError:
                 # A link to nowhere: decoding it will fail and be reported.
-                yield File(name, -1, 0)
+                yield File(name, -1, (0, 0))
             else:
-                yield File(name, status.st_size, status.st_mtime_ns)
+                yield File.of(name, status)
 
 
 def _is_folder(item: os.DirEntry) -> bool:
@@ -228,7 +233,7 @@ def _content(path: str) -> bytes:
 def _cache_key(files: list[File], shape: Shape) -> str:
     digest = hashlib.sha256(repr((CACHE_VERSION, *shape)).encode())
     for file in files:
-        digest.update(f"{file.name}\0{file.size}\0{file.mtime_ns}\0".encode("utf-8", "surrogateescape"))
+        digest.update(f"{file.name}\0{file.size}\0{file.times}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

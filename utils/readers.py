@@ -256,7 +256,7 @@ def _locate(source: DataSource, root: str, where: str, named: str, resolve: Call
         with contextlib.suppress(OSError):
             status = os.stat(place)
             if stat.S_ISREG(status.st_mode):
-                return File(name, status.st_size, status.st_mtime_ns)
+                return File.of(name, status)
     return None
 
 
