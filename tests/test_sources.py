@@ -152,8 +152,9 @@ def test_a_listed_folder_only_gets_the_weight(tmp_path, monkeypatch):
 def test_a_listed_folder_whose_label_file_is_not_listed_is_refused(tmp_path):
     (tmp_path / "labels.txt").touch()
     listed = [{"name": "failed", "type": "filename", "path": str(tmp_path)}]
-    with pytest.raises(SourceError, match=r"'failed' .* type 'filename', but .* labels.txt: set its \"type\" to"):
-        sources.with_source(listed, sources.declare(tmp_path, 300.0))
+    for known in (listed[0], {**listed[0], "type": "label_file", "labels": "first.txt"}):
+        with pytest.raises(SourceError, match=r"'failed' .* does not go by the labels.txt in its folder: set its"):
+            sources.with_source([known], sources.declare(tmp_path, 300.0))
     listed[0]["type"] = "label_file"
     assert sources.with_source(listed, sources.declare(tmp_path, 300.0)) == ([{**listed[0], "weight": 300.0}], "failed")
 

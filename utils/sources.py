@@ -167,10 +167,11 @@ def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[
     listed = parse_sources(declared, "DATA_SOURCES")
     for number, known in enumerate(listed):
         if known.path and known.path.resolve() == folder:
-            if entry["type"] == "label_file" != known.type:
+            goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == "labels.txt"
+            if entry["type"] == "label_file" and not goes_by_it:
                 raise SourceError(
-                    f"data source {known.name!r} in DATA_SOURCES in parameters.py is of type {known.type!r}, but its"
-                    f' folder has a labels.txt: set its "type" to "label_file", or take the file away'
+                    f"data source {known.name!r} in DATA_SOURCES in parameters.py does not go by the labels.txt in its"
+                    ' folder: set its "type" to "label_file" and its "labels" to "labels.txt", or take the file away'
                 )
             changed = {**declared[number], "weight": entry["weight"]}
             return [*declared[:number], changed, *declared[number + 1 :]], known.name
