@@ -620,14 +620,16 @@ def test_a_model_declares_the_settings_it_needs(tmp_path, shape, classes):
     assert model_files.declared(tmp_path / "a.keras") == dict(zip(names, (*shape, classes), strict=True))
 
 
-def test_a_model_of_a_run_says_what_labels_it_was_trained_on(trained_run, tmp_path):
+def test_a_model_of_a_run_says_what_labels_and_split_it_was_trained_on(trained_run, tmp_path):
     outcome, settings, _ = trained_run
     file = outcome.run_dir / runs.BEST_MODEL_FILE
-    assert model_files.trained_with(file) == {**model_files.declared(file), "label_spread": settings.label_spread}
+    of_run = {"label_spread": settings.label_spread, "seed": settings.seed, "split_by": settings.split_by}
+    assert model_files.trained_with(file) == {**model_files.declared(file), **of_run}
     copy = tmp_path / "a.keras"
     copy.write_bytes(file.read_bytes())
     assert model_files.trained_with(copy) == model_files.declared(file)
-    for text in ("{", "[]", '{"settings": {"label_spread": 6}}', '{"settings": {"label_spread": "much"}}'):
+    damaged = [json.dumps({"settings": {**of_run, **one}}) for one in ({"label_spread": 6}, {"seed": "much"})]
+    for text in ("{", "[]", '{"settings": {"label_spread": 1}}', *damaged):
         (tmp_path / runs.SETTINGS_FILE).write_text(text)
         assert model_files.trained_with(copy) == model_files.declared(file)
 

@@ -81,6 +81,8 @@ PARTS = {
     *(("keras.constraints", name) for name in ("MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm")),
     *(("keras", "DTypePolicy"), ("keras.dtype_policies", "DTypePolicy"), (None, "__keras_tensor__")),
 }
+# Of a run's settings what its model can't tell: what its outputs mean, and which pictures it did not learn from.
+OF_RUN = ("label_spread", "seed", "split_by")
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "sparse_sigmoid", "log_softmax", "log_sigmoid")
 # What the last values may still pass through: it does not tell logits from probabilities.
 NEUTRAL_ENDS = ("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization")
@@ -146,19 +148,20 @@ def declared(path: Path) -> dict[str, int]:
     return found
 
 
-def trained_with(path: Path) -> dict[str, int | float]:
-    """What :func:`declared` finds, and the ``label_spread`` of the run that the model is of, if it is of one.
+def trained_with(path: Path) -> dict[str, int | float | str]:
+    """What :func:`declared` finds, and :data:`OF_RUN` of the run that the model is of, if it is of one.
 
     Raises:
         ModelFileError: what :func:`declared` says.
     """
     found = declared(path)
     try:
-        spread = float(json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]["label_spread"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        saved = json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]
+        of_run = {name: saved[name] for name in OF_RUN}
+        settings_module.load(**of_run)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, settings_module.SettingsError):
         return found
-    low, high = settings_module.RANGES["label_spread"]
-    return {**found, "label_spread": spread} if low <= spread <= high else found
+    return {**found, **of_run}
 
 
 def _asked_for(layers: list[dict]) -> dict[str, int]:
