@@ -634,6 +634,12 @@ def test_a_model_of_a_run_says_what_labels_and_split_it_was_trained_on(trained_r
         assert model_files.trained_with(copy) == model_files.declared(file)
 
 
+def test_what_a_run_was_trained_with_holds_whatever_else_stands_in_parameters(trained_run, monkeypatch):
+    outcome, settings, _ = trained_run
+    monkeypatch.setattr("parameters.VALIDATION_SHARE", 0.9)  # --set may mend it, when all is read together
+    assert model_files.trained_with(outcome.run_dir / runs.BEST_MODEL_FILE)["seed"] == settings.seed
+
+
 def test_a_model_of_other_classes_declares_its_pictures_alone(tmp_path):
     import keras
 

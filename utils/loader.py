@@ -276,13 +276,12 @@ def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Set
         # The generator's typefaces are balanced as they are.
         balance = settings.balance_sources and source.type != "synthetic"
         by_meter = mine[np.argsort(pool.meter_ids[mine], kind="stable")]
-        due, taken = 0.0, 0
-        for weight, members in _meter_weights(pool, by_meter, balance):
-            # Rounded for each meter by itself, many small ones would all be left out, or all be taken whole.
-            due += source.weight * weight * len(members)
-            repeats, rest = divmod(round(due) - taken, len(members))
+        meters = _meter_weights(pool, by_meter, balance)
+        # Rounded for each meter by itself, many small ones would all be left out, or all be taken whole.
+        due = np.cumsum([source.weight * weight * len(members) for weight, members in meters])
+        for (_, members), count in zip(meters, np.diff(due.round().astype(int), prepend=0), strict=True):
+            repeats, rest = divmod(count, len(members))
             parts += [np.tile(members, repeats), members[:rest]]
-            taken = round(due)
     weighted = np.sort(np.concatenate(parts))
     if not len(weighted):
         raise DataError("the weights in DATA_SOURCES leave no training picture: raise a weight")

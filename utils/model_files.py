@@ -157,11 +157,9 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
     found = declared(path)
     try:
         saved = json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]
-        of_run = {name: saved[name] for name in OF_RUN}
-        settings_module.load(**of_run)
+        return {**found, **{name: settings_module.checked(name, saved[name]) for name in OF_RUN}}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, settings_module.SettingsError):
         return found
-    return {**found, **of_run}
 
 
 def _asked_for(layers: list[dict]) -> dict[str, int]:

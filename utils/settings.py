@@ -172,7 +172,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field.name, field.type, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked(field.name, getattr(self, field.name)))
         for number, teacher in enumerate(self.teachers):
             if not (isinstance(teacher, str) and teacher):
                 raise SettingsError(f"TEACHERS[{number}] = {teacher!r}: needs the path of a run folder or .keras file")
@@ -238,8 +238,39 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {assignment}: write NAME=VALUE, for example --set EPOCHS=5")
         if field not in types:
             raise SettingsError(f"--set {assignment}: {_unknown(field, list(types))}")
-        overrides[field] = _checked(field, types[field], _literal(field, types[field], text.strip()))
+        overrides[field] = checked(field, _literal(field, types[field], text.strip()))
     return overrides
+
+
+def checked(field: str, value: Any) -> Any:
+    """One parameter's value as the settings hold it, given by field name.
+
+    Raises:
+        SettingsError: it has the wrong type or lies outside its range.
+    """
+    name, kind = field.upper(), Settings.__dataclass_fields__[field].type
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
+    if kind is list and isinstance(value, tuple):
+        value = list(value)
+    if type(value) is not kind:
+        raise SettingsError(f"{name} = {value!r}: needs a value of type {kind.__name__}, got {type(value).__name__}")
+    if field in CHOICES and value not in CHOICES[field]:
+        raise SettingsError(f"{name} = {value!r}: accepted are {', '.join(map(repr, CHOICES[field]))}")
+    if field in RANGES:
+        low, high = RANGES[field]
+        # In this order, as a whole number may be too large for isfinite.
+        if not (low <= value <= high and math.isfinite(value)):
+            raise SettingsError(f"{name} = {value!r}: accepted are {low:g}..{high:g}")
+    if field in ("output_dir", "start_from"):
+        value = os.path.expanduser(value)
+    if field == "teachers":
+        value = [os.path.expanduser(one) if isinstance(one, str) else one for one in value]
+    if field in ("data_sources", "test_sources"):
+        value = [_with_text_path(one) for one in value]
+    if field == "output_dir" and (not value or "\0" in value or os.path.isfile(value)):
+        raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
+    return value
 
 
 def to_json(settings: Settings) -> str:
@@ -279,29 +310,3 @@ def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0].upper()}?" if near else "; see parameters.py for the names"
     return f"unknown parameter {name.upper()}{hint}"
-
-
-def _checked(field: str, kind: type, value: Any) -> Any:
-    name = field.upper()
-    if kind is float and type(value) is int:
-        value = float(value) if abs(value) < sys.float_info.max else math.inf
-    if kind is list and isinstance(value, tuple):
-        value = list(value)
-    if type(value) is not kind:
-        raise SettingsError(f"{name} = {value!r}: needs a value of type {kind.__name__}, got {type(value).__name__}")
-    if field in CHOICES and value not in CHOICES[field]:
-        raise SettingsError(f"{name} = {value!r}: accepted are {', '.join(map(repr, CHOICES[field]))}")
-    if field in RANGES:
-        low, high = RANGES[field]
-        # In this order, as a whole number may be too large for isfinite.
-        if not (low <= value <= high and math.isfinite(value)):
-            raise SettingsError(f"{name} = {value!r}: accepted are {low:g}..{high:g}")
-    if field in ("output_dir", "start_from"):
-        value = os.path.expanduser(value)
-    if field == "teachers":
-        value = [os.path.expanduser(one) if isinstance(one, str) else one for one in value]
-    if field in ("data_sources", "test_sources"):
-        value = [_with_text_path(one) for one in value]
-    if field == "output_dir" and (not value or "\0" in value or os.path.isfile(value)):
-        raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
-    return value
