@@ -98,6 +98,14 @@ def test_real_twins_do_not_depend_on_the_drawn_pictures_beside_them(tiny, pictur
         assert np.array_equal(part[part < 200], getattr(alone, name))
 
 
+def test_drawn_digits_that_are_measured_on_are_none_that_another_list_trains_on(tiny, picture_folder):
+    drawn = {"name": "drawn", "type": "synthetic", "count": 200}
+    once = loader.load(tiny(data_sources=[drawn]))
+    later = loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 40}))], test_sources=[drawn]))
+    learnt = {image.tobytes() for image in once.pool.images(once.train)}
+    assert not learnt & {image.tobytes() for image in later.pool.images(later.measured["drawn"])}
+
+
 def test_two_sources_of_drawn_digits_differ(tiny):
     one, other = ({"name": name, "type": "synthetic", "count": 300} for name in "ab")
     splits = loader.load(tiny(data_sources=[one], test_sources=[other]))

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 
 ASIDE_SUFFIX = " (kept aside)"
+TEST_SEED = 2**31  # added to SEED where drawn digits are only measured on: SEED has none as large
 ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to keep some aside
 MIN_ASIDE_CLUSTERS = 10  # fewer groups of twins than that measure nothing
 
@@ -104,8 +105,9 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     used, tested = _parse(settings)
     declared = (*used, *tested)
     drawn = [i for i, source in enumerate(declared) if source.type == "synthetic"]
-    # Two sources of drawn digits would be alike with one seed.
-    seeds = {number: settings.seed + rank for rank, number in enumerate(drawn)}
+    # Two sources of drawn digits would be alike with one seed; and what is only measured on may not be drawn as what a
+    # model was trained on once, with other DATA_SOURCES.
+    seeds = {n: settings.seed + rank + TEST_SEED * (n >= len(used)) for rank, n in enumerate(drawn)}
     read = [
         readers.read(source, *settings.input_shape, settings.nb_classes, seeds.get(i, settings.seed))
         for i, source in enumerate(declared)
