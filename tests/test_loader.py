@@ -236,6 +236,15 @@ def test_too_few_pictures_for_three_parts_are_refused(tiny, picture_folder):
         loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 2}))]))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_typefaces_are_not_held_out_in_place_of_meters(tiny, picture_folder, seed):
+    own = source(picture_folder("own", {f"m{number}": 40 for number in range(5)}), "own")
+    drawn = {"name": "drawn", "type": "synthetic", "count": 600}
+    splits = loader.load(tiny(data_sources=[own, drawn], split_by="meter", seed=seed))
+    for part in (splits.measured["test"], splits.validation):
+        assert set(splits.pool.source_ids[part]) == {0, 1}
+
+
 def test_one_meter_cannot_be_split_by_meter(tiny, picture_folder):
     with pytest.raises(DataError, match=r"no picture left for validation and test.*1 meters.*change SPLIT_BY"):
         loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 40}))], split_by="meter"))

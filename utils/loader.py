@@ -123,7 +123,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
             "DATA_SOURCES has no pictures but the new ones: list there what the model was trained on, or synthetic ones"
         )
     lots = _lots(pool, exact, settings.seed)
-    parts = _split(pool, own[~is_new], clusters, settings, lots)
+    parts = _split(pool, own[~is_new], clusters, drawn, settings, lots)
     aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
     parts["train"] = np.concatenate([parts["train"], learnt])
     kept = np.concatenate([held, *aside.values()])
@@ -227,11 +227,14 @@ def _lots(pool: Pool, exact: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _split(
-    pool: Pool, own: np.ndarray, clusters: np.ndarray, settings: Settings, lots: np.ndarray
+    pool: Pool, own: np.ndarray, clusters: np.ndarray, drawn: Collection[int], settings: Settings, lots: np.ndarray
 ) -> dict[str, np.ndarray]:
     by = {"cluster": clusters, "meter": pool.meter_ids, "image": np.arange(len(pool.tenths))}[settings.split_by]
-    # Whole meters can't be halved, so "meter" splits all sources at once; otherwise each source gives its share.
-    strata = np.zeros(len(own), int) if settings.split_by == "meter" else pool.source_ids[own]
+    strata = pool.source_ids[own]
+    if settings.split_by == "meter":
+        # Whole meters can't be halved, so all sources are split at once, but for drawn ones: of many typefaces and few
+        # meters, mostly typefaces alone would be measured.
+        strata = np.where(np.isin(strata, drawn), strata, -1)
     shares = {"test": settings.test_share, "validation": settings.validation_share}
     parts = splitting.assign(by[own], strata, pool.classes(own), shares, lots[own])
     return {name: own[members] for name, members in parts.items()}
