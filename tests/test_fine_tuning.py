@@ -80,6 +80,13 @@ def test_sources_marked_augmented_take_the_place_of_changed_pictures(known):
     assert (len(chosen.plain), len(chosen.changed)) == (0, 24)
 
 
+def test_new_pictures_of_a_source_marked_augmented_are_not_replayed(known):
+    _, _, splits = known
+    chosen = fine_tuning.mix(splits, Plan(new=("meter",)), ("meter",), 1)
+    assert len(chosen.new) == 48
+    assert splits.source("meter") not in splits.pool.source_ids[chosen.changed]
+
+
 def test_nothing_to_learn_from_is_an_error(known):
     _, _, splits = known
     with pytest.raises(FineTuningError, match="raise --data_ratio or --augmented_ratio, or give --data"):

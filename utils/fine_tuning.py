@@ -70,6 +70,8 @@ def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mi
     Raises:
         FineTuningError: nothing to learn from, or nothing new where something new is to be learnt.
     """
+    # Replayed, new pictures would be taught with what the old model misreads.
+    augmented = tuple(name for name in augmented if name not in plan.new)
     train, source_ids = np.unique(splits.train), splits.pool.source_ids
     of = {name: np.isin(source_ids[train], [splits.source(one) for one in names])
           for name, names in (("new", plan.new), ("augmented", augmented))}  # fmt: skip
