@@ -41,8 +41,8 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     chips.check(settings)
     runs.check_output(settings)
     new = []
-    for folder in arguments.data:
-        declared, name = sources.with_source(settings.data_sources, sources.declare(folder, NEW_WEIGHT))
+    for entry in [sources.declare(folder, NEW_WEIGHT) for folder in arguments.data]:
+        declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
         settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
     from utils import loader
 

@@ -164,6 +164,8 @@ def test_a_new_folder_is_appended_under_a_free_name(tmp_path):
     listed = [{"name": name, "type": "synthetic", "count": 9} for name in ("kitchen", "kitchen-2")]
     declared, name = sources.with_source(listed, sources.declare(tmp_path / "kitchen", 300.0))
     assert name == "kitchen-3"
+    tested = [{"name": "kitchen-3", "type": "synthetic", "count": 9}]
+    assert sources.with_source(listed, sources.declare(tmp_path / "kitchen", 300.0), tested)[1] == "kitchen-4"
     assert declared[:2] == listed
     assert declared[2]["name"] == "kitchen-3"
 

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -157,8 +157,12 @@ def weight(text: str) -> float:
     return value
 
 
-def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+def with_source(
+    declared: list[dict[str, Any]], entry: dict[str, Any], tested: Sequence[dict[str, Any]] = ()
+) -> tuple[list[dict[str, Any]], str]:
     """A new list with ``entry``, and the source's name in it: a folder that is listed already only gets the weight.
+
+    The name is none of ``tested``, the ``TEST_SOURCES``.
 
     Raises:
         SourceError: one of the declared sources is not accepted, or the folder is listed without its ``labels.txt``.
@@ -175,7 +179,7 @@ def with_source(declared: list[dict[str, Any]], entry: dict[str, Any]) -> tuple[
                 )
             changed = {**declared[number], "weight": entry["weight"]}
             return [*declared[:number], changed, *declared[number + 1 :]], known.name
-    taken = {known.name for known in listed}
+    taken = {known.name for known in (*listed, *parse_sources(tested, "TEST_SOURCES"))}
     names = (entry["name"] if number == 1 else f"{entry['name']}-{number}" for number in itertools.count(1))
     name = next(name for name in names if name not in taken)
     return [*declared, {**entry, "name": name}], name
