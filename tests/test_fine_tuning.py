@@ -177,6 +177,13 @@ def test_a_new_head_keeps_the_features():
     assert np.array_equal(grown.layers[-2].kernel, model.layers[-2].kernel)
 
 
+def test_a_new_head_gives_a_row_where_the_old_one_kept_the_places():
+    image = keras.Input((32, 20, 1))
+    features = keras.layers.GlobalAveragePooling2D(keepdims=True)(image)
+    model = keras.Model(image, keras.layers.Flatten()(keras.layers.Dense(10)(features)))
+    assert fine_tuning.with_new_head(model, 100, 1).output_shape == (None, 100)
+
+
 def test_rolled_labels_are_split_between_neighbours_on_the_ring(known):
     _, settings, splits = known
     settings = dataclasses.replace(settings, nb_classes=100)

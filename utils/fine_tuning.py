@@ -124,6 +124,9 @@ def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model
     if not isinstance(last, layers.Dense):
         raise FineTuningError(f"{model.name} ends in {type(last).__name__}, not in a dense layer: it takes no new head")
     keras.utils.set_random_seed(seed)
+    if len(features.shape) > 2:
+        # What made a row of the old head's outputs stood behind it.
+        features = layers.Flatten()(features)
     return keras.Model(model.input, layers.Dense(nb_classes, name=last.name)(features), name=model.name)
 
 
