@@ -260,9 +260,12 @@ def test_another_range_of_pixels_is_refused(images):
         fake_quant.quantize(keras.Model(image, layers.Dense(10)(x), name="other"), images)
 
 
-def test_grey_networks_that_begin_without_a_convolution_take_no_colours(images):
+@pytest.mark.parametrize(
+    "first", [layers.BatchNormalization, layers.MaxPooling2D, lambda name: layers.Reshape((17, 44, 1), name=name)]
+)
+def test_grey_networks_that_begin_without_a_convolution_take_no_colours(images, first):
     def begins(x):
-        return layers.Flatten()(layers.Conv2D(4, 3)(layers.BatchNormalization(name="first")(layers.ZeroPadding2D()(x))))
+        return layers.Flatten()(layers.Conv2D(4, 3)(first(name="first")(layers.ZeroPadding2D()(x))))
 
     with pytest.raises(fake_quant.QuantizationError, match="layer first: only a convolution right at the beginning"):
         fake_quant.with_rgb_input(fake_quant.quantize(build(begins), images))

@@ -228,11 +228,13 @@ def _parents(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def _first(quantized: keras.Model) -> list[keras.layers.Layer]:
-    """The layers that see the pictures first, but for those that hand their values on."""
+    """The layers that see the pictures first, but for those that treat all channels alike."""
     found, reached = [], [quantized.layers[0]]
     while reached:
         for layer in [node.operation for node in reached.pop()._outbound_nodes]:
             passes = isinstance(layer, (*TRANSPARENT, layers.Rescaling, ActivationRange))
+            # The largest values of the colours need not be of one pixel; another shape is one of grey pictures.
+            passes = passes and not isinstance(layer, layers.MaxPooling2D | layers.Reshape)
             (reached if passes else found).append(layer)
     return found
 
