@@ -170,6 +170,13 @@ def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_last_layer_is_the_dense_one_before_a_batch_normalisation():
+    image = keras.Input((32, 20, 1))
+    x = keras.layers.Dense(8, activation="relu")(keras.layers.Flatten()(image))
+    model = keras.Model(image, keras.layers.BatchNormalization()(keras.layers.Dense(10)(x)))
+    assert fine_tuning.freeze(model, "last_layer")[0] == 9 * 10
+
+
 def test_a_new_head_keeps_the_features():
     model = models.get("cnn32").build((32, 20, 1), 100)
     grown = fine_tuning.with_new_head(model, 10, 1)

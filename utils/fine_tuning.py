@@ -109,7 +109,9 @@ def facts(chosen: Mix) -> dict[str, float]:
 def freeze(model: keras.Model, strategy: str) -> tuple[int, int]:
     """Marks what ``strategy`` leaves as it is; returns how many parameters train, and how many there are."""
     weighted = [layer for layer in model.layers if layer.weights]
-    head = {"full": weighted, "last_layer": weighted[-1:], "feature_extractor": _head(model)}[strategy]
+    # A batch normalisation behind the last dense layer has but a factor and an offset for each class.
+    dense = [layer for layer in weighted if not isinstance(layer, layers.BatchNormalization)]
+    head = {"full": weighted, "last_layer": dense[-1:], "feature_extractor": _head(model)}[strategy]
     for layer in weighted:
         layer.trainable = layer in head
     free, total = (sum(math.prod(weight.shape) for weight in part) for part in (model.trainable_weights, model.weights))
