@@ -149,6 +149,19 @@ def test_padded_averages_are_refused(pictures):
     assert "pool without padding" in reason
 
 
+def test_two_rows_that_are_added_make_no_bias(rng):
+    keras.utils.set_random_seed(3)
+    images = rng.integers(0, 256, (60, 32, 20, 1)).astype(np.uint8)
+    image = keras.Input((32, 20, 1))
+    x = layers.Flatten()(layers.Conv2D(4, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image)))
+    rows = [layers.Dense(10, bias_initializer="ones")(of) for of in (x, layers.Dense(16, activation="relu")(x))]
+    model = keras.Model(image, layers.Add()(rows), name="added")
+    reference = evaluation.keras_logits(model, images)
+    network = espdl.to_onnx(fake_quant.quantize(model, images))
+    file = espdl.export(network, "esp32s3", "ptq", images[:40], images, reference.argmax(axis=1), {})
+    assert check(file, images, reference, min_agreement=0.8).reasons == ()
+
+
 def test_mixed_keeps_the_input_in_8_bits_and_says_what_was_tried(trained, pictures):
     _, quantized, splits, _ = trained
     images, reference = pictures

@@ -95,6 +95,10 @@ def to_onnx(quantized: keras.Model) -> Network:
     import tensorflow as tf
 
     network, largest_logit = fake_quant.folded(quantized)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Add):
+            # Keras makes a bias of a tensor with one value a channel, but a bias is a constant in ESP-DL.
+            layer._merge_function = lambda tensors: tensors[0] + tensors[1]
     signature = [tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name=INPUT_NAME)]
     # tf2onnx names the input after the argument.
     function = tf.function(lambda input: network(input, training=False), input_signature=signature)
