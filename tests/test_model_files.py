@@ -523,6 +523,7 @@ def test_probabilities_at_the_end(file):
 
     ends = [layers.Softmax(), layers.Activation("sigmoid"), layers.Dense(10, activation="softmax")]
     ends.append(lambda x: layers.Reshape((10,))(layers.Softmax()(x)))
+    ends.append(lambda x: layers.Average()([layers.Softmax()(x), layers.Softmax()(layers.Dense(10)(x))]))
     for end in ends:
         refused(
             network(file, end), "ends in probabilities .*, but logits are needed; save it without", model_files.load

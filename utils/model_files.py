@@ -84,8 +84,11 @@ PARTS = {
 # Of a run's settings what its model can't tell: what its outputs mean, and which pictures it did not learn from.
 OF_RUN = ("label_spread", "seed", "split_by")
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "sparse_sigmoid", "log_softmax", "log_sigmoid")
-# What the last values may still pass through: it does not tell logits from probabilities.
-NEUTRAL_ENDS = ("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization")
+# What the last values may still pass through: it does not tell logits from probabilities. An average is of one kind.
+NEUTRAL_ENDS = (
+    *("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization"),
+    "Average",
+)
 
 
 class ModelFileError(UserError):
@@ -671,7 +674,7 @@ def _check_end(path: Path, model: Any) -> None:
 
 
 def _end(model: Any) -> tuple[Any, str]:
-    """The layer that makes the last values, behind it nothing but form, and its activation."""
+    """The layer that makes the last values, behind it nothing but form or an average, and its activation."""
     tensor = model.outputs[0]
     while True:
         layer, node_index, _ = tensor._keras_history
