@@ -132,6 +132,11 @@ def test_what_changed_is_said_in_words():
         "BATCH_SIZE was [32, 64, 128, 256], is [8]",
         "SEED was 42, is 1",
     ]
+    int8 = {"tuner_objective": "int8_within_0.1", "nb_classes": 100}
+    assert signed(ring_smoothing=0.0) == plain
+    assert search_space.changes(signed(**int8), signed(**int8, ring_smoothing=0.0)) == [
+        "RING_SMOOTHING was 0.25, is 0.0"
+    ]
     added = signed(tuner_axes={"LABEL_SMOOTHING": [0.1]})
     assert "LABEL_SMOOTHING was not there, is [0.1]" in search_space.changes(plain, added)
     assert search_space.digest(plain) != search_space.digest(added)

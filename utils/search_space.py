@@ -32,7 +32,7 @@ FURTHER_AXES = (
 MAX_COMBINATIONS = 20_000
 # What neither a score nor the meaning of a trial depends on: a search goes on when only these differ.
 IRRELEVANT = {
-    *("output_dir", "gpu_memory_growth", "gpus", "tuner_max_trials", "ring_smoothing"),
+    *("output_dir", "gpu_memory_growth", "gpus", "tuner_max_trials"),
     *("epochs", "early_stopping_patience", "checkpoint_epochs", "monitor", "retrain_max_drop"),
     *("use_qat", "quantize_model", "qat_epochs", "qat_learning_rate", "deploy_targets", "model_version"),
     *("esp_dl_quantize", "esp_dl_targets", "esp_dl_mode", "esp_dl_min_agreement"),
@@ -138,6 +138,9 @@ def order(axes: dict[str, list], count: int, seed: int) -> list[Combination]:
 def signature(settings: Settings, axes: dict[str, list], data_fingerprint: str) -> dict[str, Any]:
     """What makes two searches the same: the axes, the data, and every parameter a score depends on; plain JSON."""
     varied = set(axes) | {"tuner_axes", *AXIS_PARAMETERS.values()}
+    if settings.tuner_objective == "val_accuracy":
+        # Measured in training; a quantised file is smoothed before it is measured.
+        varied.add("ring_smoothing")
     fixed = {
         name.upper(): value
         for name, value in dataclasses.asdict(settings).items()
