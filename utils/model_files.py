@@ -220,11 +220,20 @@ def teachers(settings: Settings) -> list[Path]:
 def check_named(settings: Settings, *architectures: str) -> None:
     """Sees that the models which ``TEACHERS`` and ``START_FROM`` name are there and fit, before the long part begins.
 
+    Warns of a ``START_FROM`` that may have learnt from what will be measured on.
+
     Raises:
         ModelFileError: what :func:`teachers` and :func:`start` say.
     """
     teachers(settings)
-    start(settings, *architectures)
+    file = start(settings, *architectures)
+    of_run = trained_with(file) if file else {}
+    for name in ("seed", "split_by"):
+        if of_run.get(name, given := getattr(settings, name)) != given:
+            log.warning(
+                "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
+                *(name.upper(), of_run[name], given),
+            )
 
 
 def start(settings: Settings, *architectures: str) -> Path | None:
