@@ -39,7 +39,7 @@ def test_groups_are_measured_apart_and_absent_ones_left_out():
         "c": {"n": 1, "accuracy": 0.0, "whole_digit_errors": 1.0},
     }
     # Of the pictures two thirds are right, but a meter counts as a meter.
-    assert evaluation.mean_over(scores) == {"accuracy": 0.5, "whole_digit_errors": 0.5}
+    assert evaluation.mean_over(scores) == {"n": 2, "accuracy": 0.5, "whole_digit_errors": 0.5}
 
 
 def test_the_interval_is_as_wide_as_meters_differ(rng):

@@ -56,6 +56,7 @@ def test_typefaces_of_drawn_digits_are_no_meters(tiny, picture_folder):
     logits = 9 * np.eye(10, dtype=np.float32)[np.where(real, (classes + 5) % 10, classes)]
     scores = scoring.sets(splits, logits, classes, None)["test"]
     assert len(scores["per_meter"]) > 10
+    assert scores["mean_over_meters"]["n"] == 3
     assert scores["mean_over_meters"]["accuracy"] == pytest.approx(1 / 3, abs=1e-5)
     assert scores["interval_95"]["accuracy"][0] == 0
 

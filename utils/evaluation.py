@@ -101,9 +101,13 @@ def grouped_metrics(
 
 
 def mean_over(grouped: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each score over the groups of :func:`grouped_metrics`: a meter of ten pictures counts like any other."""
+    """Mean of each score over the groups of :func:`grouped_metrics`: a meter of ten pictures counts like any other.
+
+    ``n`` is the number of groups.
+    """
     rows = list(grouped.values())
-    return {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0] if name != "n"}
+    means = {name: round(float(np.mean([row[name] for row in rows])), 6) for name in rows[0] if name != "n"}
+    return {"n": len(rows), **means}
 
 
 def interval(right: np.ndarray, groups: np.ndarray) -> list[float] | None:

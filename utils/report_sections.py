@@ -66,7 +66,7 @@ def _means(run: Run) -> str:
     """Every meter counts the same, however many pictures it has."""
     means = {name: scores["mean_over_meters"] for name, scores in run.scores.items() if scores.get("mean_over_meters")}
     names = _metrics(list(means.values()))
-    rows = [[name, len(run.scores[name]["per_meter"]), *map(scores.get, names)] for name, scores in means.items()]
+    rows = [[name, scores.get("n"), *map(scores.get, names)] for name, scores in means.items()]
     caption = f"{run.results['recommended']}, mean over the meters"
     return markup.table(caption, ["measured on", "meters", *_titles(names)], rows) if rows else ""
 
