@@ -158,6 +158,9 @@ def test_sources(meters, tmp_path):
     pictures = benchmark_pictures.load([str(meters), "synthetic", "synthetic"])
     assert len(pictures.tenths) == 100 + benchmark_pictures.SYNTHETIC_COUNT
     assert pictures.has_tenths
+    # Typefaces are no meters.
+    assert len(pictures.meter_names) > 10
+    assert len(np.unique(pictures.counted)) == 3
     assert pictures.meter_names[:2] == (f"{meters.name}/first", f"{meters.name}/second")
     assert (pictures.rgb(32, 20)[:100] == foreign.pictures()[np.argsort([f"{t / 10:.1f}" for t in range(100)])]).all()
     assert pictures.rgb(28, 28).shape == (2100, 28, 28, 3)

@@ -51,7 +51,7 @@ def run(paths: Sequence[Path], pictures: Pictures, options: Options) -> dict[str
         "pictures": {
             "sources": [str(source.path or source.name) for source in pictures.declared],
             "n": len(pictures.tenths),
-            "meters": len(pictures.meter_names),
+            "meters": len(np.unique(pictures.counted)),
             "has_tenths": pictures.has_tenths,
         },
         "metric": common_metric(entries, pictures.has_tenths),
@@ -159,7 +159,7 @@ def _facts(reader: _Reader) -> dict[str, Any]:
 
 
 def _scores(judged: dict, numbers: np.ndarray, nb_classes: int, pictures: Pictures) -> dict[str, Any]:
-    found = comparison.scores(judged, pictures.meters, comparison.common_metric([judged], pictures.has_tenths))
+    found = comparison.scores(judged, pictures.counted, comparison.common_metric([judged], pictures.has_tenths))
     if nb_classes == 11:
         found["not_readable"] = round(float((numbers == 10).mean()), 6)
     return {"scores": found}

@@ -22,12 +22,16 @@ DRAWN_SHAPE = (32, 20)  # at which digits are drawn; other sizes are made of tha
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures that all models read: ``tenths`` (N,) labels 0..99, ``meters`` (N,) indices into ``meter_names``."""
+    """The pictures that all models read: ``tenths`` (N,) labels 0..99, ``meters`` (N,) indices into ``meter_names``.
+
+    ``counted`` (N,) has a number for each meter of a mean; drawn digits are one, as their typefaces are no meters.
+    """
 
     declared: tuple[DataSource, ...]
     tenths: np.ndarray
     meters: np.ndarray
     meter_names: tuple[str, ...]
+    counted: np.ndarray
 
     @property
     def has_tenths(self) -> bool:
@@ -67,7 +71,9 @@ def load(declared: Sequence[str]) -> Pictures:
     names = [f"{part.name}/{meter}" for part in read for meter in part.meters]
     starts = np.cumsum([0, *(len(part.meters) for part in read)])
     meters = np.concatenate([part.meter_ids + start for part, start in zip(read, starts, strict=False)])
-    found = Pictures(parsed, np.concatenate([part.tenths for part in read]), meters, tuple(names))
+    drawn = np.repeat([source.type == SYNTHETIC for source in parsed], [len(part.tenths) for part in read])
+    tenths, counted = np.concatenate([part.tenths for part in read]), np.where(drawn, -1, meters)
+    found = Pictures(parsed, tenths, meters, tuple(names), counted)
     if not found.has_tenths:
         log.warning("no label has a tenth but .0: models are compared by digit, and 3 counts as 3.0 otherwise")
     return found
