@@ -45,6 +45,16 @@ def test_only_models_measured_on_the_same_pictures_are_compared(tmp_path, zoo):
     ]
 
 
+def test_as_many_pictures_of_other_names_are_others(tmp_path, zoo):
+    own, same, other, unknown = results(50, 0.95), results(80, 0.97), results(10, 0.99), results(20, 0.93)
+    for content, pictures in ((own, "1a"), (same, "1a"), (other, "2b")):
+        content["files"]["m.tflite"]["sets"]["cellar"]["pictures"] = pictures
+    folder = run(tmp_path / "runs", "own", own)
+    for name, content in {"same": same, "other": other, "unknown": unknown}.items():
+        run(tmp_path / "runs", name, content)
+    assert [one.name for one in frontier.points(folder, own, "within_0.1")] == ["own", "same", "unknown"]
+
+
 @pytest.mark.parametrize(
     "damage",
     ["", "{", "[]", "null", "[" * 100_000, '{"nb_classes": 100}', json.dumps(results(10, 7.0))],

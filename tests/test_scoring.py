@@ -73,3 +73,14 @@ def test_hundred_classes_count_a_tenth_as_right(tiny):
     powers = np.exp([9, 0])
     assert scores["calibration_error"] == pytest.approx(1 - (powers @ [1, 2]) / (powers @ [1, 99]), abs=1e-5)
     assert scores["whole_digit_errors"] == 0
+
+
+def test_a_set_is_told_from_another_of_as_many_pictures(tiny, picture_folder):
+    own = {"name": "own", "type": "filename", "path": str(picture_folder("own", {"a": 90}))}
+    found = []
+    for seed in (1, 2):
+        splits = loader.load(tiny(data_sources=[own], seed=seed))
+        count = len(splits.measured["test"])
+        found.append(scoring.sets(splits, np.zeros((count, 10)), np.zeros(count), None)["test"])
+    assert found[0]["n"] == found[1]["n"]
+    assert found[0]["pictures"] != found[1]["pictures"]

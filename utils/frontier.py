@@ -29,14 +29,14 @@ BASELINE_CLASSES, BASELINE_PICTURES, BASELINE_METERS = 100, 3903, 15
 
 def test_set(results: dict) -> str:
     """The test set by which a run is judged: the last of ``TEST_SOURCES``, without any what the split holds out."""
-    return list(results["files"][results["recommended"]]["sets"])[-1]
+    return list(_sets(results))[-1]
 
 
 def points(run_dir: Path, results: dict, metric: str) -> list[Point]:
     """This run, then the runs next to it, in the zoo, and the baseline as far as measured on the same pictures.
 
-    The same are pictures of as many classes, and as many from each meter. Folders without readable results are passed
-    over.
+    The same are pictures of as many classes, as many from each meter, and of the same names, if both results know them.
+    Folders without readable results are passed over.
     """
     meters = _meters(results, test_set(results))
     own = _point(run_dir, "this run", results, test_set(results), metric)
@@ -70,6 +70,8 @@ def _comparable(path: Path, kind: str, own: dict, meters: dict[str, int], metric
         name = test_set(own)
         if other["nb_classes"] != own["nb_classes"] or _meters(other, name) != meters:
             return None
+        if len({known for one in (own, other) if (known := _sets(one)[name].get("pictures"))}) > 1:
+            return None
         return _point(path.parent, kind, other, name, metric)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         # Half a run, an older version's or a stranger's folder is no reason to be without a page.
@@ -77,8 +79,11 @@ def _comparable(path: Path, kind: str, own: dict, meters: dict[str, int], metric
 
 
 def _meters(results: dict, name: str) -> dict[str, int]:
-    sets = results["files"][results["recommended"]]["sets"]
-    return {meter: scores["n"] for meter, scores in sets[name]["per_meter"].items()}
+    return {meter: scores["n"] for meter, scores in _sets(results)[name]["per_meter"].items()}
+
+
+def _sets(results: dict) -> dict[str, dict]:
+    return results["files"][results["recommended"]]["sets"]
 
 
 def _point(run_dir: Path, kind: str, results: dict, name: str, metric: str) -> Point:

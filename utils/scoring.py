@@ -1,5 +1,6 @@
 """The scores of one file on every test set, as they stand in ``results.json``."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,8 +65,11 @@ def _scores(
     counted = np.where(np.isin(sources, splits.drawn), -1 - sources, meters)
     names, counted = np.unique(counted, return_inverse=True)
     sure = (read.confidences, read.right, metric)
+    files = sorted(f"{pool.meter_names[pool.meter_ids[index]]}/{pool.files[index]}" for index in indices)
     return {
         "n": len(indices),
+        # Tells whether another run was measured on the same ones.
+        "pictures": hashlib.sha256("\n".join(files).encode(errors="surrogateescape")).hexdigest()[:16],
         **evaluation.metrics(predicted, tenths, pool.nb_classes),
         "mean_over_meters": evaluation.mean_over(grouped(counted, names)),
         "interval_95": {metric: evaluation.interval(read.right, counted)},
