@@ -269,3 +269,9 @@ def test_summary_of_a_run(trained_run):
     assert "189,642 parameters, 4,741,632 multiply-accumulates" in text
     assert "other FAILED: no memory" in text
     assert "cnn32: the file for tflite_micro is cnn32_quantized.tflite" in text
+
+
+def test_a_run_without_a_recommended_confidence_says_what_that_takes(trained_run):
+    results = {**trained_run[0].results, "recommended_confidence": None}
+    text = session.summary([session.Outcome("cnn32", None, results)])
+    assert "no confidence is recommended: it takes 200 validation pictures, 99.5% right" in text

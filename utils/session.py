@@ -186,7 +186,9 @@ def refusals(outcome: Outcome) -> list[str]:
 
 def _recommendation(results: dict) -> str:
     threshold = results["recommended_confidence"]
-    unsure = "at no confidence are its readings sure enough"
+    # Too few validation pictures are no fault of the readings.
+    enough = f"{confidence.ENOUGH} validation pictures, {confidence.GOAL:.1%} right"
+    unsure = f"no confidence is recommended: it takes {enough}"
     if threshold is not None:
         unsure = f"its readings are unsure below a confidence of {threshold:.4f}"
     return f"recommended is {results['recommended']}; {unsure}"
