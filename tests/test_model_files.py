@@ -624,7 +624,8 @@ def test_a_model_declares_the_settings_it_needs(tmp_path, shape, classes):
 def test_a_model_of_a_run_says_what_labels_and_split_it_was_trained_on(trained_run, tmp_path):
     outcome, settings, _ = trained_run
     file = outcome.run_dir / runs.BEST_MODEL_FILE
-    of_run = {"label_spread": settings.label_spread, "seed": settings.seed, "split_by": settings.split_by}
+    names = ("label_spread", "seed", "split_by", "test_share", "validation_share")
+    of_run = {name: getattr(settings, name) for name in names}
     assert model_files.trained_with(file) == {**model_files.declared(file), **of_run}
     copy = tmp_path / "a.keras"
     copy.write_bytes(file.read_bytes())

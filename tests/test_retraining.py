@@ -9,13 +9,14 @@ from utils.plans import Plan
 from utils.retraining import judge
 
 
-def results(before, after, nb_classes=10):
+def results(before, after, nb_classes=10, on_device=None):
     score = "accuracy" if nb_classes == 10 else "within_0.1"
 
     def sets(values):
         return {"sets": {name: {score: value, "per_meter": {}} for name, value in values.items()}}
 
-    return {"nb_classes": nb_classes, "before": sets(before), "files": {"best_model.keras": sets(after)}}
+    files = {"best_model.keras": sets(after), "m.tflite": sets(on_device or after)}
+    return {"nb_classes": nb_classes, "before": sets(before), "files": files, "recommended": "m.tflite"}
 
 
 @pytest.mark.parametrize("nb_classes", [10, 100])
@@ -43,6 +44,28 @@ def test_where_none_is_kept_aside_all_bad_pictures_are_judged():
     assert reason.startswith("of the bad pictures 50.0% are read right")
 
 
+def test_the_file_that_is_flashed_has_a_say():
+    before = {"test": 0.99}
+    assert judge(results(before, before, on_device={"test": 0.985}), 0.2, 0.8, 9, max_drop=0.2).accepted
+    judgement = judge(results(before, before, on_device={"test": 0.9849}), 0.2, 0.8, 9, max_drop=0.2)
+    assert judgement.reasons == (
+        "test is read worse by 0.51 points by m.tflite, RETRAIN_MAX_DROP allows 0.2 and rounding 0.3",
+    )
+
+
+def test_the_meters_with_most_readings_changed_are_shown_and_typefaces_are_none(tiny):
+    changed = results({"test": 0}, {"test": 0})
+    meters = {"own/large": (100, 0.9, 0.8), "own/small": (3, 1.0, 0.667), "own/same": (9, 1, 1), "drawn/a": (90, 1, 0)}
+    scores = [changed["before"]["sets"]["test"], changed["files"]["best_model.keras"]["sets"]["test"]]
+    for part, shares in zip(scores, (1, 2), strict=True):
+        part["per_meter"] = {name: {"n": of[0], "accuracy": of[shares]} for name, of in meters.items()}
+    drawn = {"name": "drawn", "type": "synthetic", "count": 200}
+    assert retraining._meter_changes(changed, tiny(data_sources=[drawn])) == [
+        "own/large (100 pictures): 90.0% read right before, 80.0% now",
+        "own/small (3 pictures): 100.0% read right before, 66.7% now",
+    ]
+
+
 @pytest.fixture(scope="module")
 def retrained(trained_run, tmp_path_factory):
     """A model retrained on 60 failed readings: digits on their head, 9 of which have a wrong label."""
@@ -61,12 +84,12 @@ def retrained(trained_run, tmp_path_factory):
     settings = dataclasses.replace(settings, **changed, deploy_targets=["tflite_micro"])
     splits = loader.load(settings, ["bad"], aside_from=20)
     plan = Plan(new=("bad",), epochs=4)
-    return (*retraining.retrain(outcome.run_dir / "best_model.keras", plan, settings, splits), splits, folder)
+    return (*retraining.retrain(outcome.run_dir / "best_model.keras", plan, settings, splits), splits, folder, settings)
 
 
 @pytest.mark.slow
 def test_a_run_shows_before_and_after_and_the_verdict(retrained):
-    outcome, judgement, splits, _ = retrained
+    outcome, judgement, splits, _, settings = retrained
     assert outcome.run_dir.name.endswith("_finetuned")
     saved = json.loads((outcome.run_dir / "results.json").read_text())
     assert saved["judgement"] == json.loads(json.dumps(dataclasses.asdict(judgement)))
@@ -77,17 +100,17 @@ def test_a_run_shows_before_and_after_and_the_verdict(retrained):
         == saved["before"]["sets"]["bad (kept aside)"]["n"]
     )
     assert judgement.bad_before == saved["before"]["sets"]["bad (kept aside)"]["accuracy"]
-    after = saved["files"]["best_model.keras"]["sets"]
+    after = saved["files"]["cnn32_quantized.tflite"]["sets"]
     assert judgement.bad_after == after["bad (kept aside)"]["accuracy"]
     assert judgement == judge(saved, judgement.bad_before, judgement.bad_after, judgement.kept_aside, 0.2)
     assert (outcome.run_dir / "cnn32_quantized.tflite").is_file()
-    text = retraining.summary(outcome, judgement)
+    text = retraining.summary(outcome, judgement, settings)
     assert ("ACCEPTED" in text) == judgement.accepted
 
 
 @pytest.mark.slow
 def test_learning_bad_pictures_reads_more_of_them(retrained):
-    outcome, _, splits, _ = retrained
+    outcome, _, splits, *_ = retrained
     training = outcome.results["training"]
     assert training["new_pictures"] == np.isin(np.unique(splits.train), range(2000, 2060)).sum()
     assert training["new_share_of_a_batch"] == 0.5
@@ -95,14 +118,14 @@ def test_learning_bad_pictures_reads_more_of_them(retrained):
 
 @pytest.mark.slow
 def test_the_page_has_every_bad_picture(retrained):
-    outcome, _, _, folder = retrained
+    outcome, _, _, folder, _ = retrained
     page = (outcome.run_dir / "review.html").read_text(encoding="utf-8")
     assert page.count("<li ") == 60
     assert all(path.name in page for path in folder.iterdir())
 
 
 def test_reviewed_entries_say_what_both_models_read(retrained):
-    _, _, splits, _ = retrained
+    _, _, splits, *_ = retrained
     bad = np.flatnonzero(splits.pool.source_ids == 1)
     old = np.full((len(bad), 10), -5, np.float32)
     old[:, 3] = 5

@@ -240,10 +240,10 @@ def _compare(good: list[Inspected]) -> None:
     for same in copies.values():
         for one in same[1:]:
             one.findings["duplicate"] = f"same pixels as {same[0].place}"
-        for one in same:
-            other = next((other for other in same if other.tenths != one.tenths), None)
-            if other:
-                one.findings["two labels"] = f"labelled {one.label}, but {other.label} in {other.place}"
+        unlike = next((one for one in same if one.tenths != same[0].tenths), None)
+        for one in same if unlike else ():
+            other = unlike if one.tenths == same[0].tenths else same[0]
+            one.findings["two labels"] = f"labelled {one.label}, but {other.label} in {other.place}"
     for alike in clusters.values():
         different = len({one.group for one in alike})
         if different > 1:

@@ -82,7 +82,8 @@ PARTS = {
     *(("keras", "DTypePolicy"), ("keras.dtype_policies", "DTypePolicy"), (None, "__keras_tensor__")),
 }
 # Of a run's settings what its model can't tell: what its outputs mean, and which pictures it did not learn from.
-OF_RUN = ("label_spread", "seed", "split_by")
+OF_SPLIT = ("seed", "split_by", "test_share", "validation_share")
+OF_RUN = ("label_spread", *OF_SPLIT)
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "sparse_sigmoid", "log_softmax", "log_sigmoid")
 # What the last values may still pass through: it does not tell logits from probabilities. An average is of one kind.
 NEUTRAL_ENDS = (
@@ -228,7 +229,7 @@ def check_named(settings: Settings, *architectures: str) -> None:
     teachers(settings)
     file = start(settings, *architectures)
     of_run = trained_with(file) if file else {}
-    for name in ("seed", "split_by"):
+    for name in OF_SPLIT:
         if of_run.get(name, given := getattr(settings, name)) != given:
             log.warning(
                 "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
