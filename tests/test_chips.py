@@ -65,6 +65,14 @@ def test_who_does_not_want_esp_dl_needs_nothing(installed, flags):
     chips.check(wanted(esp_dl_targets=["esp8266"], **flags))
 
 
+def test_a_machine_that_only_trains_needs_nothing(installed, monkeypatch):
+    installed(*chips.PACKAGES)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    chips.check(wanted())
+    with pytest.raises(SettingsError, match="unknown target 'esp8266'"):
+        chips.check(wanted(esp_dl_targets=["esp8266"]))
+
+
 def test_modes_are_those_of_the_settings():
     espdl = pytest.importorskip("utils.espdl")
     assert set(espdl.TRIED) == set(CHOICES["esp_dl_mode"])

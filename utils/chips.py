@@ -1,6 +1,7 @@
 """The chips that ESP-DL files are written for: what its runtime can do there, what this computer needs to write one."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 
@@ -55,6 +56,9 @@ def check(settings: Settings) -> None:
         # A list, as an unhashable name can't be looked up in the dict.
         if name not in list(CHIPS):
             raise SettingsError(f"ESP_DL_TARGETS: unknown target {name!r}: known are {', '.join(CHIPS)}")
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        # Nothing is written here: --resume with TensorFlow does it, and asks again.
+        return
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if missing and sys.version_info >= (3, 13):
         raise SettingsError("ESP_DL_QUANTIZE = True: esp-ppq needs Python 3.11 or 3.12, set it to False")
