@@ -324,6 +324,17 @@ def test_new_pictures_are_learnt_but_for_what_is_kept_aside(tiny, picture_folder
     assert (splits.train >= 240).sum() == 2 * (60 - aside)
 
 
+def test_what_is_new_to_a_trained_model_has_no_share_of_an_epoch(tiny, picture_folder, caplog):
+    caplog.set_level("INFO")
+    settings = tiny(data_sources=[*tiny().data_sources, source(picture_folder("new", {"a": 60}), "new", weight=300.0)])
+    loader.load(settings, ["new"], aside_from=100)
+    assert "source new: 60 pictures, 60 to train, 0 to validate, 0 to measure; skipped: none" in caplog.messages
+    caplog.clear()
+    loader.load(settings)
+    (told,) = (text for text in caplog.messages if text.startswith("source new:"))
+    assert "48 to train (14400 after weighting, 99 % of the epoch), 6 to validate, 6 to measure" in told
+
+
 def test_twins_of_what_is_kept_aside_are_not_learnt(tiny, picture_folder):
     folder = picture_folder("new", {"a": 40})
     for path in sorted((folder / "a").iterdir()):

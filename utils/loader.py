@@ -94,9 +94,9 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     Args:
         settings: says what to read, and how to split it.
         new: names of sources that a trained model is to learn: all their pictures go to the training part, unless
-            there are at least ``aside_from``; then 30 % of them are kept aside, twins together, and measured on
-            under the name that :func:`aside_of` gives.
-        aside_from: see there.
+            there are at least ``aside_from`` in ten groups of twins; then 30 % of them are kept aside, twins together,
+            and measured on under the name that :func:`aside_of` gives.
+        aside_from: see there; 0 where a model is trained anew.
 
     Raises:
         SourceError: a source is missing, empty or damaged.
@@ -143,7 +143,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
         "identical_pictures_with_two_labels": _conflicts(pool, exact),
         "classes_without_training_picture": _missing_classes(pool, train),
     }
-    _log_facts(facts)
+    _log_facts(facts, in_epochs=not aside_from)
     fingerprint = _fingerprint(pool, weighted, validation, measured)
     return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters, tuple(drawn))
 
@@ -338,14 +338,15 @@ def _missing_classes(pool: Pool, train: np.ndarray) -> list[str]:
     return [name for number, name in enumerate(labels.class_names(pool.nb_classes)) if number not in present]
 
 
-def _log_facts(facts: dict) -> None:
+def _log_facts(facts: dict, in_epochs: bool) -> None:
     for source in facts["sources"]:
-        share = source["training_weighted"] / facts["training_pictures"]
+        weighted = source["training_weighted"]
+        share = f" ({weighted} after weighting, {100 * weighted / facts['training_pictures']:.0f} % of the epoch)"
         skipped = ", ".join(f"{count} {reason}" for reason, count in source["skipped"].items()) or "none"
         log.info(
-            "source %s: %d pictures, %d to train (%d after weighting, %.0f %% of the epoch), %d to validate, "
-            "%d to measure; skipped: %s",
-            *(source["name"], source["pictures"], source["training"], source["training_weighted"], 100 * share),
+            "source %s: %d pictures, %d to train%s, %d to validate, %d to measure; skipped: %s",
+            # What is new to a trained model has a share of each batch instead, see fine_tuning.mix.
+            *(source["name"], source["pictures"], source["training"], share if in_epochs else ""),
             *(source["validation"], source["measured"], skipped),
         )
     if left_out := facts["left_out_as_twins_of_measured_pictures"]:
