@@ -17,8 +17,8 @@ def test_file_names(target, name):
 
 
 def test_companion_names():
-    assert targets.companion_name("esphome", "cnn32", 100) == "cnn32_esphome.txt"
-    assert targets.companion_name("tflite_micro", "cnn32", 100) is None
+    assert targets.companion_name("esphome", "cnn32", 100, "0182") == "cnn32_esphome.txt"
+    assert targets.companion_name("tflite_micro", "cnn32", 100, "0182") is None
 
 
 def test_names_that_leave_the_folder_are_refused():

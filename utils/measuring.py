@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from utils import encodings, labels, micro, recognizers, splitting, targets, tflite_file
+from utils import encodings, labels, micro, pictures, recognizers, splitting, targets, tflite_file
 from utils.encodings import PixelRange
 from utils.recognizers import Facts, Recognizer
 
@@ -48,7 +47,7 @@ def describe(path: Path) -> Described:
 
 
 def best_range(file: Path, images: np.ndarray, tenths: np.ndarray) -> PixelRange:
-    """The range of pixels with which a file reads most digits right; 0..255 if several do.
+    """The range of pixels with which a file reads most digits right; of equals the first in ``encodings.TRIED``.
 
     Args:
         file: the model.
@@ -116,6 +115,4 @@ def _open(file: Path, pixels: PixelRange) -> Recognizer:
 def _seen(model: Recognizer, images: np.ndarray) -> np.ndarray:
     if model.input_shape[2] == 3:
         return images
-    # One tall picture, as OpenCV converts one at a time.
-    grey = cv2.cvtColor(images.reshape(-1, images.shape[2], 3), cv2.COLOR_RGB2GRAY)
-    return grey.reshape(len(images), *model.input_shape)
+    return pictures.grey(images)

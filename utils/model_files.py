@@ -697,8 +697,6 @@ def _end(model: Any) -> tuple[Any, str]:
 
 
 def _check_values(path: Path, model: Any, keras: Any) -> None:
-    import numpy as np
-
     bad = [weight.path for weight in model.weights if not np.isfinite(keras.ops.convert_to_numpy(weight)).all()]
     if bad:
         raise ModelFileError(

@@ -182,6 +182,13 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
 
 
+def grey(images: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, 3) uint8 RGB as (N, H, W, 1)."""
+    # One tall picture, as OpenCV converts one at a time.
+    tall = cv2.cvtColor(images.reshape(-1, images.shape[2], 3), cv2.COLOR_RGB2GRAY)
+    return tall.reshape(*images.shape[:3], 1)
+
+
 def size(path: str) -> tuple[int, int] | None:
     """Width and height of a picture file in pixels, as viewers show it, None if its head can't be read."""
     try:

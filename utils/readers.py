@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from utils import labels, pictures, synthetic
@@ -83,10 +82,7 @@ def entries(source: DataSource) -> list[Entry | Problem]:
 
 def _draw(source: DataSource, shape: Shape, seed: int) -> SourceData:
     drawn = synthetic.draw(source.count, seed, shape[0], shape[1], source.system_fonts)
-    images = drawn.images
-    if shape[2] == 1:
-        # One tall picture, as OpenCV converts one at a time.
-        images = cv2.cvtColor(images.reshape(-1, shape[1], 3), cv2.COLOR_RGB2GRAY).reshape(-1, *shape)
+    images = pictures.grey(drawn.images) if shape[2] == 1 else drawn.images
     files = tuple(f"synthetic/{number:06d}" for number in range(len(images)))
     ids = drawn.typeface_ids.astype(np.int32)
     return SourceData(source.name, images, drawn.tenths, tuple(drawn.typefaces), ids, files, {})

@@ -34,7 +34,7 @@ MICRO_OPERATORS = frozenset(
 class Target:
     """One device. None, or an empty set, means that it sets no limit.
 
-    ``io_type`` is what ``export.quantized_tflite`` is to be asked for, None for QUANTIZED_IO_TYPE; ``rgb``: a grey
+    ``io_type`` is what ``export.integer_tflite`` is to be asked for, None for QUANTIZED_IO_TYPE; ``rgb``: a grey
     model is wrapped so that its file takes RGB. ``outputs`` says what the firmware makes of a number of outputs; of
     those, ``needs_soft_labels`` must have been trained on targets shared between neighbours, and ``needs_softmax``
     must come as probabilities instead of logits. ``float_inside``: float kernels are compiled in.
@@ -162,7 +162,7 @@ def soft_labels(settings: Settings) -> bool:
     return settings.label_spread >= SOFT_SPREAD
 
 
-def file_name(target: str, model_name: str, nb_classes: int, version: str = "0001") -> str:
+def file_name(target: str, model_name: str, nb_classes: int, version: str) -> str:
     """Name under which the device looks for the file; ``version`` (such as "0182") is for ai_on_the_edge alone.
 
     Raises:
@@ -171,7 +171,7 @@ def file_name(target: str, model_name: str, nb_classes: int, version: str = "000
     return _fill(get(target).file_pattern, model_name, nb_classes, version)
 
 
-def companion_name(target: str, model_name: str, nb_classes: int, version: str = "0001") -> str | None:
+def companion_name(target: str, model_name: str, nb_classes: int, version: str) -> str | None:
     """Name of the text next to the file, None if the device wants none; see :func:`file_name`."""
     pattern = get(target).companion_pattern
     return None if pattern is None else _fill(pattern, model_name, nb_classes, version)
