@@ -88,6 +88,15 @@ def test_pairs_are_compared_by_what_both_read(results):
     assert "run, clock.tflite: no more than chance" in text
 
 
+def test_drawn_digits_beside_a_meter_do_not_show_its_readings(meters):
+    both = benchmark_pictures.load([str(meters / "first"), benchmark_pictures.SYNTHETIC])
+    plan = benchmark._simulation(both, 2).plan
+    # The one meter has half of the labels, so that it can show some of the readings.
+    assert 0 < plan.drawn.mean() < 1
+    assert (both.counted[plan.pictures[~plan.drawn]] >= 0).all()
+    assert benchmark._simulation(benchmark_pictures.load([benchmark_pictures.SYNTHETIC]), 2).plan.drawn.all()
+
+
 def test_displays_are_no_drums_and_drawn_digits_are_enlarged_smoothly():
     drawn = benchmark_pictures.drums()
     share = 1 - drawn.rolling.mean()

@@ -112,6 +112,15 @@ def test_one_reading_shows_one_meter_and_drums_where_none_has_all_labels():
     assert (few.pictures[~few.drawn] < 50).all()
 
 
+def test_pictures_of_no_meter_are_not_shown():
+    plan = simulated(tenths=np.tile(ALL, 2), meters=np.repeat([-1, 4], len(ALL)))
+    assert not plan.drawn.any()
+    assert (plan.pictures >= len(ALL)).all()
+    alone = simulated(meters=np.full(len(ALL), -1))
+    assert alone.drawn.all()
+    assert (alone.pictures >= len(ALL)).all()
+
+
 def test_what_is_no_drum_is_not_shown_as_one():
     drums = np.concatenate([np.arange(100), np.full(500, -1)])
     plan = simulated(tenths=np.arange(50), meters=np.zeros(50, int), drum_tenths=drums)

@@ -24,7 +24,7 @@ DRAWN_SHAPE = (32, 20)  # at which digits are drawn; other sizes are made of tha
 class Pictures:
     """The pictures that all models read: ``tenths`` (N,) labels 0..99, ``meters`` (N,) indices into ``meter_names``.
 
-    ``counted`` (N,) has a number for each meter of a mean; drawn digits are one, as their typefaces are no meters.
+    ``counted`` (N,) has a number for each meter of a mean; drawn digits are one, -1, as their typefaces are no meters.
     """
 
     declared: tuple[DataSource, ...]

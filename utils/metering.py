@@ -49,7 +49,7 @@ def plan(tenths: np.ndarray, meters: np.ndarray, drum_tenths: np.ndarray, digits
 
     Args:
         tenths: labels 0..99 of the pictures, ``(N,)``.
-        meters: number of each picture's meter, ``(N,)``.
+        meters: number of each picture's meter, ``(N,)``; -1 for what is of none and isn't shown.
         drum_tenths: labels of drawn drums ``(M,)`` with every tenth among them, -1 for what is none; they follow the
             pictures.
         digits: wheels of the counter.
@@ -61,7 +61,7 @@ def plan(tenths: np.ndarray, meters: np.ndarray, drum_tenths: np.ndarray, digits
     play = rng.integers(-PLAY, PLAY + 1, (COURSES, digits))
     play[:, -1] = 0
     shown = (shown + np.repeat(play, READINGS // COURSES, axis=0)) % 100
-    shelves = [_shelf(np.flatnonzero(meters == meter), tenths) for meter in np.unique(meters)]
+    shelves = [_shelf(np.flatnonzero(meters == meter), tenths) for meter in np.unique(meters[meters >= 0])]
     drums = _shelf(len(tenths) + np.arange(len(drum_tenths)), drum_tenths, len(tenths))
     # Which meters can show which tenth, as a table (meters, 100).
     able = np.array([[bool(len(place)) for place in shelf] for shelf in shelves]).reshape(len(shelves), 100)
