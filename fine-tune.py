@@ -37,7 +37,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     given = settings_module.parse_assignments(arguments.set)
     model_file = model_files.find(arguments.model_path, Path(settings_module.load(**given).output_dir))
     # The model says what it reads; what was given wins, and is refused where it doesn't fit.
-    settings = settings_module.load(**{**model_files.trained_with(model_file), **given})
+    settings = model_files.settings_to_go_on(model_file, given)
     chips.check(settings)
     runs.check_output(settings)
     new = []

@@ -31,7 +31,7 @@ def retrain(arguments: argparse.Namespace) -> int:
     given = settings_module.parse_assignments(arguments.set)
     model_file = model_files.find(arguments.model_path, Path(settings_module.load(**given).output_dir))
     # The model says what it reads; what was given wins, and is refused where it doesn't fit.
-    settings = settings_module.load(**{**model_files.trained_with(model_file), **given})
+    settings = model_files.settings_to_go_on(model_file, given)
     declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
     # For the device the plain quantised file is what replaces the old one.
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from utils import model_files, runs
+from utils import settings as settings_module
 from utils.model_files import ModelFileError
 
 ROOT = Path(__file__).parent.parent
@@ -634,6 +635,22 @@ def test_a_model_of_a_run_says_what_labels_and_split_it_was_trained_on(trained_r
     for text in ("{", "[]", '{"settings": {"label_spread": 1}}', *damaged):
         (tmp_path / runs.SETTINGS_FILE).write_text(text)
         assert model_files.trained_with(copy) == model_files.declared(file)
+
+
+def test_what_a_models_run_adds_to_contradicting_settings_is_said(trained_run, tmp_path):
+    outcome, settings, _ = trained_run
+    (tmp_path / "a.keras").write_bytes((outcome.run_dir / runs.BEST_MODEL_FILE).read_bytes())
+    saved = {**json.loads(settings_module.to_json(settings)), "test_share": 0, "seed": 7}
+    (tmp_path / runs.SETTINGS_FILE).write_text(json.dumps({"settings": saved}))
+    given = {"label_spread": 0.0}
+    with pytest.raises(settings_module.SettingsError) as refused:
+        model_files.settings_to_go_on(tmp_path / "a.keras", given)
+    assert str(refused.value) == (
+        "TEST_SHARE = 0 without TEST_SOURCES leaves nothing to measure on: set one of them; of the model's run are "
+        "SEED = 7, SPLIT_BY = 'cluster', TEST_SHARE = 0.0, VALIDATION_SHARE = 0.1"
+    )
+    found = model_files.settings_to_go_on(tmp_path / "a.keras", {**given, "test_share": 0.2})
+    assert (found.label_spread, found.seed, found.test_share) == (0, 7, 0.2)
 
 
 def test_what_a_run_was_trained_with_holds_whatever_else_stands_in_parameters(trained_run, monkeypatch):

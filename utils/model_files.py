@@ -166,6 +166,21 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
         return found
 
 
+def settings_to_go_on(path: Path, given: dict[str, Any]) -> Settings:
+    """The settings to teach a model further: what is ``given``, else :func:`trained_with`, else ``parameters.py``.
+
+    Raises:
+        ModelFileError: what :func:`declared` says.
+        SettingsError: they don't fit together; the message names what is the run's, which nobody may have in mind.
+    """
+    found = trained_with(path)
+    try:
+        return settings_module.load(**{**found, **given})
+    except settings_module.SettingsError as error:
+        own = ", ".join(f"{name.upper()} = {found[name]!r}" for name in OF_RUN if name in found and name not in given)
+        raise settings_module.SettingsError(f"{error}; of the model's run are {own}" if own else str(error)) from error
+
+
 def _asked_for(layers: list[dict]) -> dict[str, int]:
     shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
     # A dense layer, or a reshape to a row, says how many values come out.
