@@ -9,7 +9,7 @@ PURPOSE = "deep and narrow; inverted residuals with shortcuts"
 
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
-    """A 3x3 stem of 12, then inverted residuals 24-24 | 32-32-32 | 32-32 widened twofold, pooled before each bar."""
+    """A 3x3 stem of 12, then inverted residuals 24-24 | 32-32-32 | 32-32 widened twofold; four poolings."""
     image, x = _blocks.image_input(input_shape)
     x = _blocks.conv_bn_relu(x, 12)
     for stage in ((24, 24), (32, 32, 32), (32, 32)):

@@ -9,7 +9,7 @@ PURPOSE = "v15's depth at six tenths of its size; ghost features"
 
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
-    """A 3x3 stem of 16, then ghost modules 24-24 | 32-32-32 | 32-32, pooled before each and at the end."""
+    """A 3x3 stem of 16, then ghost modules 24-24 | 32-32-32 | 32-32, pooled before each stage and at the end."""
     image, x = _blocks.image_input(input_shape)
     x = _blocks.conv_bn_relu(x, 16)
     for stage in ((24, 24), (32, 32, 32), (32, 32)):

@@ -9,7 +9,7 @@ PURPOSE = "fewest multiply-accumulates; separable convolutions"
 
 
 def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
-    """A 3x3 stem of 12, then separable blocks 24-24 | 32-32 | 40-40, pooled before each bar and at the end."""
+    """A 3x3 stem of 12, then separable blocks 24-24 | 32-32 | 40-40, pooled before each stage and at the end."""
     image, x = _blocks.image_input(input_shape)
     x = _blocks.conv_bn_relu(x, 12)
     for stage in ((24, 24), (32, 32), (40, 40)):
