@@ -335,6 +335,21 @@ def test_what_is_new_to_a_trained_model_has_no_share_of_an_epoch(tiny, picture_f
     assert "48 to train (14400 after weighting, 99 % of the epoch), 6 to validate, 6 to measure" in told
 
 
+def test_corrected_labels_leave_aside_what_was_kept_aside(tiny, picture_folder):
+    folder = picture_folder("new", {"a": 40})
+
+    def kept(**declared):
+        splits = loader.load(tiny(data_sources=[*tiny().data_sources, source(folder, "new", **declared)]), ["new"], 20)
+        return {splits.pool.files[index] for index in splits.measured["new (kept aside)"]}
+
+    before = kept()
+    names = sorted(path.name for path in (folder / "a").iterdir())
+    corrected = [f"a/{name}\t{'7.5' if number % 5 == 0 else name[:3]}\n" for number, name in enumerate(names)]
+    (folder / "labels.txt").write_text("".join(corrected))
+    assert len(before) == 12
+    assert kept(type="label_file") == before
+
+
 def test_twins_of_what_is_kept_aside_are_not_learnt(tiny, picture_folder):
     folder = picture_folder("new", {"a": 40})
     for path in sorted((folder / "a").iterdir()):

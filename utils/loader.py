@@ -250,8 +250,9 @@ def _keep_aside(
         if len(mine) < aside_from or len(np.unique(clusters[mine])) < MIN_ASIDE_CLUSTERS:
             learnt.append(mine)
             continue
-        shares = {"aside": ASIDE_SHARE}
-        parts = splitting.assign(clusters[mine], np.zeros(len(mine), int), pool.classes(mine), shares, lots[mine])
+        # Not by class: labels are corrected between two retrainings, and who changed sides would have been learnt from.
+        alike = np.zeros(len(mine), int)
+        parts = splitting.assign(clusters[mine], alike, alike, {"aside": ASIDE_SHARE}, lots[mine])
         learnt.append(mine[parts["train"]])
         aside[aside_of(pool.source_names[number])] = mine[parts["aside"]]
     return aside, np.concatenate([np.empty(0, int), *learnt])
