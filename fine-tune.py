@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, model_files, runs, sources
+from utils import chips, console, devices, markup, model_files, runs, sources
 from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
@@ -64,8 +64,8 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     unmeasured = [name for name in new if loader.aside_of(name) not in splits.measured]
     if unmeasured and not settings.test_sources:
         print(
-            f"{', '.join(unmeasured)}: all pictures are learnt from, so the table says only what else is still read; "
-            "measure on further ones: benchmark.py RUN OLD_MODEL --data FOLDER"
+            f"{markup.visible(', '.join(unmeasured))}: all pictures are learnt from, so the table says only what else "
+            "is still read; measure on further ones: benchmark.py RUN OLD_MODEL --data FOLDER"
         )
     return int(bool(session.refusals(outcome)))
 

@@ -96,6 +96,7 @@ def test_charts_name_strangers_and_take_the_page_s_colours():
     assert "currentColor" in svg
     assert charts._INK not in svg
     assert svg == charts.sizes(points, "within 0.1")
+    assert "$1_{ $2</text>" in charts.sizes(points, "within 0.1, $1_{ $2")
 
 
 def test_the_readmes_table_and_plot_come_from_the_results(tmp_path, capsys):

@@ -53,6 +53,23 @@ def test_worst_predictions_come_surest_first_and_a_tenth_is_no_error(tmp_path, d
     assert drawn["w.png"].get_suptitle() == "file on test: 2 of 4 pictures wrong, surest first"
 
 
+def test_folders_names_are_shown_as_they_are_not_as_formulas(tmp_path, drawn):
+    name = "f\udce4r $1_and_$2 (kept aside)"
+    shown, digits = f"{name[0]}\\udce4{name[2:]}", np.arange(10)
+    logits = np.eye(10, dtype=np.float32)
+    report.confusion_matrix(tmp_path / "c.png", digits, digits, 10, name)
+    report.worst_predictions(tmp_path / "w.png", np.zeros((10, 32, 20, 3), np.uint8), digits, logits, 10, name)
+    report.reliability(tmp_path / "r.png", {name: Readings(np.full(30, 0.9), np.arange(30) > 0)}, 0.5, 10, name)
+    legends = [text.get_text() for axes in drawn["r.png"].axes[:2] for text in axes.get_legend().get_texts()]
+    titles = [drawn["c.png"].axes[0].get_title(), drawn["w.png"].get_suptitle(), drawn["r.png"].get_suptitle()]
+    dollars = [text.replace(r"\$", "$") for text in (*titles, legends[0], legends[-1])]
+    assert dollars == [shown, f"{shown}: 0 of 10 pictures wrong", shown, f"{shown}: off by 0.067 on average",
+                       f"{shown}, confidence 0.500 and up"]  # fmt: skip
+    scores = {"n": 1, "ties": 0.0, "agreement": 1.0}
+    results = {"architecture": "a", "files": {"f": {"bytes": 1024, "sets": {name: scores}}}}
+    assert report.result_rows(results)[0][:4] == ["a", "f", shown, "1.0"]
+
+
 def test_no_error_gives_an_empty_sheet(tmp_path, drawn):
     logits = np.eye(10, dtype=np.float32)
     report.worst_predictions(tmp_path / "w.png", np.zeros((10, 32, 20, 3), np.uint8), np.arange(10), logits, 10, "t")

@@ -235,6 +235,6 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(name: str) -> str:
-    """A file's name for a plot: in short lines, and no formula, which stands between dollars for Matplotlib."""
+    """A file's name for a plot, in short lines."""
     lines = textwrap.wrap(markup.visible(name).replace("_", "_ "), NAME_WIDTH)
-    return "\n".join(lines).replace("_ ", "_").replace("$", r"\$")
+    return "\n".join(map(markup.plotted, lines)).replace("_ ", "_")

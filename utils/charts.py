@@ -54,7 +54,7 @@ def sizes(found: Sequence[Point], title: str) -> str:
         for one in found:
             if one in front or one.kind in ("this run", "baseline"):
                 _name(axes, one)
-        axes.set(xlabel="KB of the file for the device", ylabel=title)
+        axes.set(xlabel="KB of the file for the device", ylabel=markup.plotted(title))
         axes.margins(y=0.15)
         # A teacher beside models for devices is a hundred times as large.
         axes.set_xscale("log")

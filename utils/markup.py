@@ -133,6 +133,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def plotted(text: str) -> str:
+    """A stranger's text for a plot: Matplotlib takes what stands between dollars for a formula."""
+    return visible(text).replace("$", r"\$")
+
+
 def escaped(text: str) -> str:
     """A stranger's text as HTML, in element or attribute."""
     return html.escape(visible(text))

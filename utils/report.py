@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from utils import confidence, labels, runs
+from utils import confidence, labels, markup, runs
 from utils.confidence import Readings
 
 CONFUSION_FILE = "confusion_matrix.png"
@@ -61,7 +61,7 @@ def confusion_matrix(path: Path, true: np.ndarray, predicted: np.ndarray, nb_cla
     step = nb_classes // 10
     axes.set_xticks(range(0, nb_classes, step), names[::step])
     axes.set_yticks(range(0, nb_classes, step), names[::step])
-    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.set(title=markup.plotted(title), xlabel="predicted", ylabel="true")
     if nb_classes == 10:
         for row, column in np.argwhere(matrix):
             color = "black" if matrix[row, column] > matrix.max() / 4 else "white"
@@ -90,6 +90,7 @@ def worst_predictions(
     shown = wrong[: SHEET_COLUMNS * SHEET_ROWS]
     rows = max(1, math.ceil(len(shown) / SHEET_COLUMNS))
     figure = Figure(figsize=(1.2 * SHEET_COLUMNS, 0.6 + 2.3 * rows), layout="constrained")
+    title = markup.plotted(title)
     figure.suptitle(f"{title}: {len(wrong)} of {len(true)} pictures wrong" + (", surest first" if len(shown) else ""))
     names = labels.class_names(nb_classes)
     for number, axes in enumerate(figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat):
@@ -133,7 +134,8 @@ def reliability(
         title: printed above.
     """
     figure = Figure(figsize=(12, 5.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(markup.plotted(title))
+    readings = {markup.plotted(name): read for name, read in readings.items()}
     panels = figure.subplot_mosaic("ac;ac;ac;bc")
     right = "within 0.1" if nb_classes == 100 else "right"
     _calibration(panels["a"], panels["b"], readings, right)
@@ -228,7 +230,7 @@ def result_rows(results: dict) -> list[list[str]]:
         for test_set, scores in entry["sets"].items():
             shown = [f"{scores[name]:.4f}" if name in scores else "-" for name in (*SCORE_TITLES, "ties", "agreement")]
             size = f"{entry['bytes'] / 1024:.1f}" if "bytes" in entry else "-"
-            rows.append([results["architecture"], file, test_set, size, str(scores["n"]), *shown])
+            rows.append([results["architecture"], file, markup.visible(test_set), size, str(scores["n"]), *shown])
     return rows
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import confidence, evaluation, labels, loader, model_files, report_page, review, runs, session
+from utils import confidence, evaluation, labels, loader, markup, model_files, report_page, review, runs, session
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.review import Reviewed
@@ -145,7 +145,7 @@ def _meter_changes(results: dict, settings: Settings, shown: int = 5) -> list[st
     # One picture of three is a large share, but only one reading.
     largest = sorted(changes, key=lambda change: -abs(change[0]) * change[2])[:shown]
     return [
-        f"{meter} ({count} pictures): {was:.1%} read {text} before, {was + change:.1%} now"
+        f"{markup.visible(meter)} ({count} pictures): {was:.1%} read {text} before, {was + change:.1%} now"
         for change, meter, count, was in largest
         if change
     ]
