@@ -301,6 +301,14 @@ def test_start_from_a_run_of_another_split_says_that_its_pictures_may_be_measure
     assert f"START_FROM was trained with SEED = {settings.seed}, not {settings.seed + 1}" in caplog.text
 
 
+def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(tiny, tmp_path, caplog):
+    models.get("digit_recognizer_v4").build((48, 20, 1), 10).save(tmp_path / runs.BEST_MODEL_FILE)
+    runs.save_settings(tmp_path, tiny(input_height=48), "digit_recognizer_v4", "")
+    model_files.check_named(tiny(start_from=str(tmp_path)), "digit_recognizer_v4")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("START_FROM was trained with INPUT_HEIGHT = 48, not 32: it may have learnt")
+
+
 def test_start_from_pictures_of_another_size_is_refused(trained_run):
     outcome, _, _ = trained_run
     source = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
