@@ -1,6 +1,7 @@
 import logging
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -350,15 +351,19 @@ def test_corrected_labels_leave_aside_what_was_kept_aside(tiny, picture_folder):
     assert kept(type="label_file") == before
 
 
-def test_twins_of_what_is_kept_aside_are_not_learnt(tiny, picture_folder):
+@pytest.mark.parametrize("split_by", ["cluster", "image"])
+def test_twins_of_what_is_kept_aside_are_not_learnt(tiny, picture_folder, split_by):
     folder = picture_folder("new", {"a": 40})
     for path in sorted((folder / "a").iterdir()):
         for copy in range(3):
-            shutil.copy(path, path.with_name(f"{path.stem}_{copy}.png"))
-    splits = loader.load(tiny(data_sources=[*tiny().data_sources, source(folder, "new")]), ["new"], 100)
+            # Hardly brighter: no copies, but near twins.
+            brighter = cv2.add(cv2.imread(str(path)), np.full((32, 20, 3), copy + 1, np.uint8))
+            cv2.imwrite(str(path.with_name(f"{path.stem}_{copy}.png")), brighter)
+    own = [*tiny().data_sources, source(folder, "new")]
+    splits = loader.load(tiny(data_sources=own, split_by=split_by), ["new"], 100)
     kept = splits.measured["new (kept aside)"]
     assert len(kept) == 48
-    assert not set(splits.clusters[kept]) & set(splits.clusters[splits.train])
+    assert not clusters_of(splits, kept) & clusters_of(splits, splits.train)
 
 
 def test_a_handful_of_twins_is_not_kept_aside(tiny, picture_folder):

@@ -116,7 +116,8 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
     exact = twins.exact_groups(_all_images(pool))
-    clusters = exact if settings.split_by == "image" else _clusters(pool, exact, drawn)
+    # Those of a new meter stay together however the old ones are dealt out: else a retraining would be judged by twins.
+    clusters = exact if settings.split_by == "image" and not new else _clusters(pool, exact, drawn)
     is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
     if is_new.all():
         raise DataError(
