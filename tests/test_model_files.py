@@ -1,5 +1,6 @@
 """Hostile and unfit model files, made here; what needs no Keras comes first, since `check` must not import it."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from utils import model_files, runs
+from utils import loader, model_files, runs
 from utils import settings as settings_module
 from utils.model_files import ModelFileError
 
@@ -651,6 +652,19 @@ def test_what_a_models_run_adds_to_contradicting_settings_is_said(trained_run, t
     )
     found = model_files.settings_to_go_on(tmp_path / "a.keras", {**given, "test_share": 0.2})
     assert (found.label_spread, found.seed, found.test_share) == (0, 7, 0.2)
+
+
+def test_of_a_run_with_other_shares_nothing_learnt_is_measured_on(tiny, tmp_path):
+    import models
+
+    given = tiny(nb_classes=10, test_share=0.1, validation_share=0.1)
+    of_run = dataclasses.replace(given, test_share=0.02, validation_share=0.03)
+    models.get("digit_recognizer_v6").build(given.input_shape, 10).save(tmp_path / runs.BEST_MODEL_FILE)
+    runs.save_settings(tmp_path, of_run, "digit_recognizer_v6", "")
+    further = dataclasses.replace(given, **model_files.trained_with(tmp_path / runs.BEST_MODEL_FILE))
+    learnt, measured, careless = (loader.load(one) for one in (of_run, further, given))
+    assert not np.isin(measured.measured["test"], learnt.train).any()
+    assert np.isin(careless.measured["test"], learnt.train).mean() > 0.4
 
 
 def test_what_a_run_was_trained_with_holds_whatever_else_stands_in_parameters(trained_run, monkeypatch):
