@@ -114,6 +114,15 @@ def test_work_of_other_layers(layer, work):
     assert complexity.multiply_accumulates(keras.Model(image, layer()(image))) == work
 
 
+def test_a_shared_layer_works_as_often_as_it_is_used():
+    image, shared = keras.Input((8, 8, 16)), keras.layers.Conv2D(16, 3, padding="same")
+    once = shared(image)
+    shared(keras.Input((8, 8, 16)))  # not in the model
+    pooled = keras.layers.MaxPooling2D()(shared(once))
+    model = keras.Model(image, keras.layers.Flatten()(shared(pooled)))
+    assert complexity.multiply_accumulates(model) == (64 + 64 + 16) * 9 * 16 * 16
+
+
 def own(monkeypatch, build) -> models.Architecture:
     """An architecture as a user adds one."""
     monkeypatch.setattr(models, "check", lambda name: name)

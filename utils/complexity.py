@@ -1,6 +1,7 @@
 """How large a network is: parameters, multiply-accumulates, bytes of its file."""
 
 import math
+from typing import Any
 
 import keras
 from keras import layers
@@ -26,7 +27,8 @@ def parameters(model: keras.Model) -> int:
 
 def multiply_accumulates(model: keras.Model) -> int:
     """Multiply-accumulates of convolutions and dense layers for one picture; the rest is small beside them."""
-    return sum(_layer(layer) for layer in model.layers)
+    # Not layer by layer: a shared one computes as often as it is used.
+    return sum(_call(node) for nodes in model._nodes_by_depth.values() for node in nodes)
 
 
 def file_bytes(model: keras.Model, quantized: bool = True) -> int:
@@ -45,16 +47,16 @@ def file_bytes(model: keras.Model, quantized: bool = True) -> int:
     return graph + kernels + OF_A_FILTER * filters + OF_A_DENSE_OUTPUT * dense
 
 
-def _layer(layer: keras.layers.Layer) -> int:
+def _call(node: Any) -> int:
+    """What one use of a layer takes."""
+    layer, source, target = node.operation, node.input_tensors, node.output_tensors[0]
     if isinstance(layer, layers.Dense | layers.DepthwiseConv2D | layers.Conv2D):
         # A depthwise kernel (h, w, C, M) gives C*M channels, a plain one (h, w, C, F) has its groups taken out of C.
-        return _places(layer.output) * math.prod(layer.kernel.shape)
+        return _places(target) * math.prod(layer.kernel.shape)
     if isinstance(layer, layers.SeparableConv2D):
-        return _places(layer.output) * sum(
-            math.prod(one.shape) for one in (layer.depthwise_kernel, layer.pointwise_kernel)
-        )
+        return _places(target) * sum(math.prod(one.shape) for one in (layer.depthwise_kernel, layer.pointwise_kernel))
     if isinstance(layer, layers.Conv2DTranspose):
-        return _places(layer.input) * math.prod(layer.kernel.shape)
+        return _places(source[0]) * math.prod(layer.kernel.shape)
     return 0
 
 
