@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -205,6 +206,19 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
     assert figures(outcome.results) == {**figures(whole.results), "tuned_by": {"trial": 3}}
     with pytest.raises(runs.RunError, match="finished"):
         session.resume(run_dir, session.Options())
+
+
+def test_a_trained_run_is_finished_without_its_teacher(tiny, monkeypatch, tmp_path):
+    teacher, settings = tmp_path / "teacher.keras", tiny(epochs=2)
+    models.get("cnn32").build(settings.input_shape, settings.nb_classes).save(teacher)
+    settings = dataclasses.replace(settings, teachers=[str(teacher)])
+    (whole,) = train(settings)
+    cut_power(monkeypatch)
+    train(settings)
+    monkeypatch.undo()
+    (run_dir,) = (path for path in runs.Path(settings.output_dir).iterdir() if path != whole.run_dir)
+    teacher.unlink()
+    assert figures(session.resume(run_dir, session.Options()).results) == figures(whole.results)
 
 
 def test_resume_from_another_folder_says_what_relative_paths_are_taken_from(

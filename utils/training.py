@@ -180,11 +180,16 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         # A checkpoint has all weights: what the run began with may be gone meanwhile.
         if checkpoint is None and (start := model_files.start(settings, model.name)):
             model_files.copy_weights(model_files.load(start), model)
+        rows = _rows(checkpoint, run_dir) if checkpoint else []
+        recorder = Recorder(model, run_dir, settings, rows, until)
+        if recorder.finished:
+            # Teachers are not asked any more and may be gone.
+            return Training(rows, recorder.best_epoch)
         trainer, augmentation = _trainer(model, splits, settings)
-        rows = _resume(trainer, checkpoint, run_dir) if checkpoint else []
-    recorder = Recorder(model, run_dir, settings, rows, until)
-    if not recorder.finished:
-        _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
+        if checkpoint:
+            trainer.optimizer.build(trainer.trainable_variables)
+            trainer.load_weights(checkpoint)
+    _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch)
 
 
@@ -329,10 +334,8 @@ def _write_checkpoint(trainer: keras.Model, run_dir: Path, epoch: int) -> None:
         path.unlink()
 
 
-def _resume(trainer: keras.Model, checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
-    """Loads the checkpoint into ``trainer``; returns the rows of the epochs it has behind it."""
-    trainer.optimizer.build(trainer.trainable_variables)
-    trainer.load_weights(checkpoint)
+def _rows(checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
+    """The rows of the epochs that the checkpoint has behind it."""
     epochs = int(checkpoint.name.split("_")[1].split(".")[0])
     with (run_dir / runs.TRAINING_LOG_FILE).open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
