@@ -7,10 +7,13 @@ import logging
 import sys
 import time
 
+import keras
 import pytest
 import tensorflow as tf
 
+import models
 import utils
+from models import _blocks
 from tests.conftest import earlier_objects_hidden
 from utils import loader, oracle, search_space, training, trials, tuning
 from utils import settings as settings_module
@@ -261,6 +264,20 @@ def test_a_search_without_a_result_is_a_failed_model(small, splits, fake):
     (outcome,) = tuning.train(["cnn32"], small(), None, splits)
     assert outcome.results is None
     assert "3 trials in a row failed, the last with: no luck" in outcome.error
+
+
+def test_what_could_not_be_trained_is_refused_before_the_search(small, splits, fake, monkeypatch):
+    def with_softmax(input_shape, nb_classes):
+        image, x = _blocks.image_input(input_shape)
+        return keras.Model(image, keras.layers.Softmax()(_blocks.flat_logits(x, nb_classes)), name="odd")
+
+    shares = {"deploy_targets": ["ai_on_the_edge"], "input_channels": 3, "label_spread": 5}
+    (outcome,) = tuning.train(["cnn32"], small(**shares, tuner_axes={"LABEL_SPREAD": [5.0, 1.0]}), None, splits)
+    assert "which training gives from LABEL_SPREAD = 5 on" in outcome.error
+    monkeypatch.setattr(models, "get", lambda name: models.Architecture("odd", with_softmax, quantizable=True))
+    (outcome,) = tuning.train(["odd"], small(), None, splits)
+    assert "models/odd.py: the model ends in probabilities" in outcome.error
+    assert not fake.calls
 
 
 @pytest.fixture

@@ -72,6 +72,17 @@ def train(names: list[str], settings: Settings, options: Options, splits: Splits
     return [_attempt(name, settings, options, splits) for name in names]
 
 
+def check(name: str, settings: Settings) -> None:
+    """Refuses an architecture, before a search for instance, that :func:`train` would not begin to train.
+
+    Raises:
+        UserError: it is no model of this toolkit's kind, can't become what the settings ask for, or a teacher is none.
+    """
+    architecture = models.get(name)
+    model = architecture.build(settings.input_shape, settings.nb_classes)
+    _check(model, name, settings, quantization.resolve(settings, name, architecture.quantizable))
+
+
 def train_side_by_side(names: list[str], settings: Settings, options: Options, jobs: int) -> list[Outcome]:
     """Like :func:`train`, ``jobs`` at a time, each in a process of its own that reads the (cached) data itself."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -234,11 +245,7 @@ def _run(
     with devices.shared(settings):
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
-        file = f"models/{architecture.name}.py"
-        model_files.check_built(model, file)
-        _check_quantizable(model, file, settings, mode)
-        for teacher in model_files.teachers(settings):
-            model_files.load(teacher)
+        _check(model, architecture.name, settings, mode)
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):
@@ -255,6 +262,14 @@ def _run(
         report_page.write(run_dir)
         runs.clean_up(run_dir, options.keep_checkpoints)
     return Outcome(architecture.name, run_dir, results)
+
+
+def _check(model: keras.Model, name: str, settings: Settings, mode: QuantizationMode) -> None:
+    file = f"models/{name}.py"
+    model_files.check_built(model, file)
+    _check_quantizable(model, file, settings, mode)
+    for teacher in model_files.teachers(settings):
+        model_files.load(teacher)
 
 
 def _check_quantizable(model: keras.Model, file: str, settings: Settings, mode: QuantizationMode) -> None:

@@ -26,6 +26,7 @@ from utils import (
     search_space,
     session,
     smoothing,
+    targets,
     training,
     trials,
 )
@@ -168,6 +169,7 @@ def summary(found: Search) -> str:
 
 def _searched_and_trained(name: str, settings: Settings, options: session.Options, splits: Splits) -> session.Outcome:
     try:
+        _check_training(name, settings)
         found = search(dataclasses.replace(settings, model_architecture=name), splits)
         best = best_of(found)
     except UserError as error:
@@ -180,6 +182,15 @@ def _searched_and_trained(name: str, settings: Settings, options: session.Option
     options = dataclasses.replace(options, tuned_by=told)
     (outcome,) = session.train([chosen.model_architecture], chosen, options, splits)
     return outcome
+
+
+def _check_training(name: str, settings: Settings) -> None:
+    """Refuses what could win the search and then not be trained."""
+    axes = search_space.axes(settings)
+    for spread in axes.get("label_spread", ()):
+        targets.check(dataclasses.replace(settings, label_spread=spread))
+    for architecture in axes.get(search_space.MODEL_AXIS, [name]):
+        session.check(architecture, settings)
 
 
 def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, role: str) -> None:
