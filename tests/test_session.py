@@ -136,6 +136,20 @@ def test_a_full_disk_is_said_in_one_line_with_what_to_do(tiny, monkeypatch, capl
     assert "Traceback" not in caplog.text
 
 
+def test_a_run_that_lacks_its_page_alone_is_told_how_to_make_it(tiny, monkeypatch):
+    def full(run_dir):
+        raise OSError(28, "No space left on device", str(run_dir / "report.html"))
+
+    monkeypatch.setattr(session.report_page, "write", full)
+    settings = tiny(epochs=1)
+    (outcome,) = train(settings)
+    assert "report.html: No space left on device" in outcome.error
+    (run_dir,) = runs.Path(settings.output_dir).iterdir()
+    assert {path.name for path in run_dir.iterdir()} == FILES - {"report.html"}
+    with pytest.raises(runs.RunError, match=r"nothing to resume; report\.py makes its page anew"):
+        session.resume(run_dir, session.Options())
+
+
 def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monkeypatch):
     convert, calls = export.integer_tflite, []
 

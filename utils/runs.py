@@ -192,7 +192,7 @@ def read_settings(run_dir: Path) -> Started:
 def check_unfinished(run_dir: Path) -> None:
     """Raises RunError if the run's files are all there."""
     if (run_dir / RESULTS_FILE).is_file() and without_device_files(run_dir) is None:
-        raise RunError(f"{run_dir}: this run is finished, there is nothing to resume")
+        raise RunError(f"{run_dir}: this run is finished, there is nothing to resume; report.py makes its page anew")
 
 
 def fine_tuned_from(run_dir: Path) -> str | None:

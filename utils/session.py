@@ -259,8 +259,9 @@ def _run(
         results |= _results(model, splits, settings, mode, run_dir, results["training"])
         results["timing"] = _timing(results["timing"]["training_s"], started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
-        report_page.write(run_dir)
+        # The page is last: its room may be what the checkpoints took, and report.py can make it, too.
         runs.clean_up(run_dir, options.keep_checkpoints)
+        report_page.write(run_dir)
     return Outcome(architecture.name, run_dir, results)
 
 
