@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import device_files
+from tests import device_files, foreign_files
 from utils import confidence, encodings, micro, recognizers, tflite_file
 from utils.encodings import EncodingError
 from utils.errors import UserError
@@ -69,6 +69,24 @@ def test_probabilities_are_taken_as_they_are(tmp_path):
     content, images = device_files.floating(body=device_files.probable), device_files.pictures(5)
     _, confidences = recognizers.decide(recognizers.load(stored(tmp_path, content), NOWHERE), images)
     np.testing.assert_allclose(confidences, micro.reference(content, images.astype(np.float32)).max(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("end", "sure"),
+    [
+        ("sparsemax", 1.0),
+        ("hard_sigmoid", 1 / (1 + 9 * 0.5)),
+        ("sparse_sigmoid", 1 / (1 + 9 * 0.5)),
+        ("log_softmax", 1 / (1 + 9 * np.exp(-8))),
+    ],
+)
+def test_rarer_ends_are_shares_of_their_kind(tmp_path, end, sure):
+    # The digit's own output is 8 before the activation, the others are 0.
+    foreign_files.network(10, end=end).save(tmp_path / "a.keras")
+    model = recognizers.load(tmp_path / "a.keras", NOWHERE)
+    numbers, confidences = recognizers.decide(model, foreign_files.pictures()[[3, 34]])
+    np.testing.assert_array_equal(numbers, [0, 3])
+    np.testing.assert_allclose(confidences, sure, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("classes", "last"), [(11, "N"), (100, "9.9")])

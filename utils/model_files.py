@@ -85,6 +85,14 @@ PARTS = {
 OF_SPLIT = ("seed", "split_by", "test_share", "validation_share")
 OF_RUN = ("label_spread", *OF_SPLIT)
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "sparse_sigmoid", "log_softmax", "log_sigmoid")
+# How they become shares of the classes: as a softmax's do, or divided by their sum. A log_softmax is logits, too.
+SHARES = {
+    "softmax": "softmax",
+    "sparsemax": "softmax",
+    "sigmoid": "sigmoid",
+    "hard_sigmoid": "sigmoid",
+    "sparse_sigmoid": "sigmoid",
+}
 # What the last values may still pass through: it does not tell logits from probabilities. An average is of one kind.
 NEUTRAL_ENDS = (
     *("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization"),
@@ -335,9 +343,9 @@ def takes_raw_pixels(model: Any) -> bool:
 
 
 def output_kind(model: Any) -> str:
-    """``softmax`` or ``sigmoid`` if that makes the outputs, else ``logits``."""
+    """``softmax`` or ``sigmoid`` if that, or one of its kind, makes the outputs, else ``logits``."""
     _, activation = _end(model)
-    return activation if activation in ("softmax", "sigmoid") else "logits"
+    return SHARES.get(activation, "logits")
 
 
 def check_fits(model: Any, settings: Settings, new_head: bool) -> None:
