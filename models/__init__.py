@@ -6,7 +6,7 @@ Names starting with ``_`` are shared parts. Listing reads file names only; a fil
 import difflib
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,13 @@ def get(name: str) -> Architecture:
     return Architecture(
         name, _refusing(name, module.build), getattr(module, "QUANTIZABLE", True), getattr(module, "PURPOSE", "")
     )
+
+
+def code(names: Iterable[str]) -> dict[str, bytes]:
+    """By file name the code of architectures and of the parts they share, the same however lines end."""
+    files = [Path(__file__).parent / f"{check(name)}.py" for name in names]
+    files += sorted(Path(__file__).parent.glob("_[a-z]*.py"))
+    return {f"models/{file.name}": file.read_text(encoding="utf-8").encode() for file in files}
 
 
 def _refusing(name: str, build: Callable) -> Callable:

@@ -121,13 +121,14 @@ def test_the_model_is_named_once():
 
 
 def test_what_changed_is_said_in_words():
-    def signed(data="a", **overrides):
+    def signed(data="a", code=b"a", **overrides):
         settings = settings_module.load(**overrides)
-        return search_space.signature(settings, search_space.axes(settings), data)
+        return search_space.signature(settings, search_space.axes(settings), data, {"models/own.py": code})
 
     plain = signed()
     assert signed(output_dir="elsewhere", tuner_max_trials=3, epochs=7, optimizer="sgd") == plain
     assert search_space.changes(plain, signed("b")) == ["the pictures or labels"]
+    assert search_space.changes(plain, signed(code=b"b")) == ["models/own.py has changed"]
     assert search_space.changes(plain, signed(tuner_batch_sizes=[8], seed=1)) == [
         "BATCH_SIZE was [32, 64, 128, 256], is [8]",
         "SEED was 42, is 1",

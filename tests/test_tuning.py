@@ -221,6 +221,19 @@ def test_a_changed_space_is_named_and_gets_its_own_folder(small, splits, fake, c
     assert tuning.search(small(tuner_max_trials=2), splits).folder == one.folder
 
 
+def test_another_teacher_of_the_same_name_gets_its_own_folder(small, splits, fake, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    teacher, folders = tmp_path / "teacher.keras", []
+    settings = small(tuner_max_trials=1, teachers=[str(teacher)])
+    for seed in (1, 1, 2):
+        if len(folders) != 1:
+            keras.utils.set_random_seed(seed)
+            models.get("cnn32").build(settings.input_shape, settings.nb_classes).save(teacher)
+        folders.append(tuning.search(settings, splits).folder)
+    assert folders[0] == folders[1] != folders[2]
+    assert f"not going on with {folders[0]}: {teacher} has changed; beginning a new folder" in caplog.text
+
+
 def test_a_damaged_record_begins_anew(small, splits, fake, caplog):
     one = tuning.search(small(tuner_max_trials=1), splits)
     (one.folder / "search.json").write_text("{")
@@ -290,7 +303,7 @@ def asked(small, splits):
 
     settings = small()
     axes = search_space.axes(settings)
-    search = trials.Search(None, search_space.signature(settings, axes, ""), search_space.order(axes, 12, 1))
+    search = trials.Search(None, search_space.signature(settings, axes, "", {}), search_space.order(axes, 12, 1))
     return oracle.ListOracle(search, settings), search, end
 
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,8 +135,13 @@ def order(axes: dict[str, list], count: int, seed: int) -> list[Combination]:
     return chosen
 
 
-def signature(settings: Settings, axes: dict[str, list], data_fingerprint: str) -> dict[str, Any]:
-    """What makes two searches the same: the axes, the data, and every parameter a score depends on; plain JSON."""
+def signature(
+    settings: Settings, axes: dict[str, list], data_fingerprint: str, files: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """What makes two searches the same: the axes, the data, and every parameter a score depends on; plain JSON.
+
+    ``files`` are by name the contents that scores depend on, too: an architecture's code, a teacher.
+    """
     varied = set(axes) | {"tuner_axes", *AXIS_PARAMETERS.values()}
     if settings.tuner_objective == "val_accuracy":
         # Measured in training; a quantised file is smoothed before it is measured.
@@ -146,7 +151,8 @@ def signature(settings: Settings, axes: dict[str, list], data_fingerprint: str) 
         for name, value in dataclasses.asdict(settings).items()
         if name not in varied and name not in IRRELEVANT
     }
-    return json.loads(json.dumps({"axes": named(axes), "settings": fixed, "data": data_fingerprint}))
+    contents = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return json.loads(json.dumps({"axes": named(axes), "settings": fixed, "data": data_fingerprint, "files": contents}))
 
 
 def digest(signature: dict) -> str:
@@ -162,6 +168,8 @@ def changes(old: dict, new: dict) -> list[str]:
         for name in sorted({*before, *after}):
             if before.get(name) != after.get(name):
                 found.append(f"{name} was {_shown(before, name)}, is {_shown(after, name)}")
+    before = old.get("files", {})
+    found += [f"{name} has changed" for name, content in new["files"].items() if before.get(name) != content]
     return found + ["the pictures or labels"] * (old.get("data") != new["data"])
 
 

@@ -21,6 +21,7 @@ from utils import (
     devices,
     evaluation,
     loader,
+    model_files,
     report,
     runs,
     search_space,
@@ -54,13 +55,14 @@ def search(settings: Settings, splits: Splits) -> Search | None:
     Raises:
         SearchError: nothing fits the limits, or the objective does not suit the model.
         DeviceError: the objective is that of a quantised file and Keras does not run on TensorFlow.
+        ModelFileError: a teacher, or what ``START_FROM`` names, is gone or doesn't fit.
         RunError: ``OUTPUT_DIR`` can't be written to, or another process makes the same search.
     """
     if settings.tuner_objective != "val_accuracy":
         devices.require_tensorflow(f"TUNER_OBJECTIVE = {settings.tuner_objective!r}")
     role = search_space.role()
     axes = search_space.axes(settings)
-    signature = search_space.signature(settings, axes, splits.fingerprint)
+    signature = search_space.signature(settings, axes, splits.fingerprint, _read_along(settings, axes))
     fitting = _fitting(settings, axes)
     combinations = search_space.order(fitting, settings.tuner_max_trials, settings.seed)
     possible = np.prod([len(values) for values in fitting.values()])
@@ -83,6 +85,13 @@ def search(settings: Settings, splits: Splits) -> Search | None:
         found.write()
         report.tuning(found.folder / PLOT_FILE, [dataclasses.asdict(row) for row in found.ended()], found.objective)
     return found
+
+
+def _read_along(settings: Settings, axes: dict[str, list]) -> dict[str, bytes]:
+    names = axes.get(search_space.MODEL_AXIS, [settings.model_architecture])
+    start = model_files.start(settings, *names)
+    trained = [*model_files.teachers(settings), *([start] if start else [])]
+    return {**models.code(names), **{str(file): file.read_bytes() for file in trained}}
 
 
 def run_trial(
