@@ -145,8 +145,8 @@ def _meter_changes(results: dict, settings: Settings, shown: int = 5) -> list[st
     # One picture of three is a large share, but only one reading.
     largest = sorted(changes, key=lambda change: -abs(change[0]) * change[2])[:shown]
     return [
-        f"{markup.visible(meter)} ({count} pictures): {was:.1%} read {text} before, {was + change:.1%} now"
-        for change, meter, count, was in largest
+        f"{markup.visible(meter)} ({markup.count(n, 'picture')}): {was:.1%} read {text} before, {was + change:.1%} now"
+        for change, meter, n, was in largest
         if change
     ]
 

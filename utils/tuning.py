@@ -21,6 +21,7 @@ from utils import (
     devices,
     evaluation,
     loader,
+    markup,
     model_files,
     report,
     runs,
@@ -171,7 +172,7 @@ def summary(found: Search) -> str:
         values = [str(value) for value in row.values.values()]
         rows.append([str(row.number), *values, f"{row.score:.4f}", str(row.epochs), f"{row.seconds:.1f}"])
     failed = len(found.ended()) - len(completed)
-    notes = [f"{len(completed)} trials completed, {failed} failed, in {found.folder}"]
+    notes = [f"{markup.count(len(completed), 'trial')} completed, {failed} failed, in {found.folder}"]
     notes += [f"the search was stopped: {found.stopped}"] * bool(found.stopped)
     return "\n".join([report.table(rows), "", *notes])
 
