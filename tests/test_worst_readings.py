@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -65,3 +66,14 @@ def test_worst_meters_first_those_of_few_pictures_last_and_not_too_many(monkeypa
     found = worst_readings.find(make([10] * 32, meters), np.arange(32), logits(read, [5] * 32))
     assert [(one["meter"], one["wrong"]) for one in found] == [("kitchen/1", 5), ("kitchen/0", 3), ("kitchen/2", 1)]
     assert [len(one["pictures"]) for one in found] == [2, 2, 1]
+
+
+def test_typefaces_of_drawn_digits_come_behind_meters():
+    # Two typefaces of ten pictures, all wrong, and a meter of three, one of them wrong.
+    splits = make([10] * 23, [0] * 10 + [1] * 3 + [2] * 10)
+    drawn = (np.arange(23) < 10) | (np.arange(23) > 12)
+    pool = dataclasses.replace(splits.pool, source_ids=drawn.astype(int), source_names=("kitchen", "drawn"))
+    splits = dataclasses.replace(splits, pool=pool, drawn=(1,))
+    read = [50 if wrong else 10 for wrong in drawn | (np.arange(23) == 11)]
+    found = worst_readings.find(splits, np.arange(23), logits(read, [5] * 23))
+    assert [one["meter"] for one in found] == ["kitchen/1", "kitchen/0", "kitchen/2"]
