@@ -162,6 +162,16 @@ def test_two_rows_that_are_added_make_no_bias(rng):
     assert check(file, images, reference, min_agreement=0.8).reasons == ()
 
 
+def test_convolutions_with_groups_are_refused_by_name(rng):
+    images = rng.integers(0, 256, (20, 32, 20, 1)).astype(np.uint8)
+    image = keras.Input((32, 20, 1))
+    x = layers.Conv2D(8, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image))
+    x = layers.Conv2D(8, 3, groups=2, name="halves")(x)
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="grouped")
+    with pytest.raises(espdl.EspdlExportError, match=r"^layer halves has 2 groups, which can't be converted"):
+        espdl.to_onnx(fake_quant.quantize(model, images))
+
+
 def test_mixed_keeps_the_input_in_8_bits_and_says_what_was_tried(trained, pictures):
     _, quantized, splits, _ = trained
     images, reference = pictures

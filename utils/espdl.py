@@ -90,12 +90,18 @@ def to_onnx(quantized: keras.Model) -> Network:
         quantized: as :func:`fake_quant.quantize` makes it; of its ranges only the logits' is used.
 
     Raises:
-        EspdlExportError: the conversion failed.
+        EspdlExportError: the conversion failed, or a convolution has groups.
     """
     import tensorflow as tf
 
     network, largest_logit = fake_quant.folded(quantized)
     for layer in network.layers:
+        if getattr(layer, "groups", 1) != 1:
+            # Keras leaves them to XLA, which ONNX knows nothing of.
+            raise EspdlExportError(
+                f"layer {layer.name} has {layer.groups} groups, which can't be converted for ESP-DL: "
+                "use one group, or a depthwise convolution"
+            )
         if isinstance(layer, keras.layers.Add):
             # Keras makes a bias of a tensor with one value a channel, but a bias is a constant in ESP-DL.
             layer._merge_function = lambda tensors: tensors[0] + tensors[1]
