@@ -279,6 +279,17 @@ def test_a_search_without_a_result_is_a_failed_model(small, splits, fake):
     assert "3 trials in a row failed, the last with: no luck" in outcome.error
 
 
+def test_a_full_disk_in_a_search_leaves_the_others_their_rows(small, splits, fake):
+    def full(_):
+        raise OSError(28, "No space left on device", "trials.csv")
+
+    fake.score = full
+    first, second = tuning.train(["cnn32", "digit_recognizer_v6"], small(), None, splits)
+    assert [first.architecture, second.architecture] == ["cnn32", "digit_recognizer_v6"]
+    for outcome in (first, second):
+        assert outcome.error.startswith("trials.csv: No space left on device; mend that, then the same command goes on")
+
+
 def test_what_could_not_be_trained_is_refused_before_the_search(small, splits, fake, monkeypatch):
     def with_softmax(input_shape, nb_classes):
         image, x = _blocks.image_input(input_shape)

@@ -185,6 +185,12 @@ def _searched_and_trained(name: str, settings: Settings, options: session.Option
     except UserError as error:
         log.error("%s: %s", name, error)
         return session.Outcome(name, None, None, str(error))
+    except OSError as error:
+        # A full disk, above all; what was trained before must still be told.
+        place = error.filename or settings.output_dir
+        text = f"{place}: {error.strerror or error}; mend that, then the same command goes on with the search"
+        log.error("%s: %s", name, text)
+        return session.Outcome(name, None, None, text)
     chosen = dataclasses.replace(settings, **{"model_architecture": name, **best.values})
     told = {"folder": str(found.folder), "trial": best.number, "objective": found.objective, "score": best.score}
     told["hyperparameters"] = search_space.named(best.values)
