@@ -22,7 +22,7 @@ def main() -> None:
     console.import_tensorflow(memory_growth=True)
 
     from tests import finished_runs
-    from utils import evaluation, export, fake_quant, gate, micro, training
+    from utils import evaluation, export, fake_quant, gate, micro, temperature, training
 
     print("| model | file | exact | within 0.1 | `unseen_meters`: exact | within 0.1 | ties | equal to Micro | s |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -58,6 +58,7 @@ def main() -> None:
         for kind in ("PTQ", "QAT"):
             if kind == "QAT":
                 started = time.monotonic()
+                quantized = fake_quant.quantize(temperature.taken_out(model, splits, settings), calibration)
                 training.fit_quantized(quantized, splits, settings)
             content = export.integer_tflite(quantized, "int8")
             row(kind, [evaluation.tflite_logits(content, one) for one in images], time.monotonic() - started, content)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from utils import confidence, evaluation, export, fake_quant, loader, runs, temperature
+from utils import confidence, evaluation, export, fake_quant, labels, loader, runs, temperature
 
 
 @pytest.fixture
@@ -43,6 +43,26 @@ def test_folding_divides_the_logits_and_reads_the_same(unsure):
     np.testing.assert_array_equal(after.argmax(axis=1), before.argmax(axis=1))
     # Folded once, there is nothing left to do.
     assert temperature.fold(model, splits, settings) == pytest.approx(1, abs=0.001)
+
+
+def test_what_is_trained_on_has_the_size_of_logits_that_training_asks_for(unsure):
+    model, settings, splits = unsure
+    settings = dataclasses.replace(settings, augment=False)
+    images, classes = splits.pool.images(splits.train), splits.pool.classes(splits.train)
+    known, weights = evaluation.keras_logits(model, images), model.layers[-1].get_weights()
+    copy = temperature.taken_out(model, splits, settings)
+    found = evaluation.keras_logits(copy, images)
+    scale = np.abs(found).max() / np.abs(known).max()
+    np.testing.assert_allclose(found, known * scale, rtol=1e-3, atol=1e-3)
+    wanted = labels.targets(10, settings.label_spread)[splits.pool.tenths[splits.train]]
+    losses = [
+        np.mean(keras.losses.categorical_crossentropy(wanted, found * factor, from_logits=True))
+        for factor in (0.8, 1, 1.25)
+    ]
+    assert losses[1] == min(losses)
+    assert (found.argmax(axis=1) == classes).mean() == (known.argmax(axis=1) == classes).mean()
+    assert copy.name == model.name
+    np.testing.assert_array_equal(model.layers[-1].get_weights()[0], weights[0])
 
 
 def test_a_quantised_file_changes_in_the_scale_of_its_output_only(unsure):

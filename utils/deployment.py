@@ -76,14 +76,14 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     plain = "tflite_micro" if "tflite_micro" in settings.deploy_targets else None
     first, to_compare = _for_device(quantized, plain, "ptq", samples, settings), []
     if mode.qat:
-        before, weights = first, quantized.get_weights()
         log.info("training %s on with fake quantisation", model.name)
-        training.fit_quantized(quantized, splits, settings)
-        temperature.fold(quantized, splits, settings)
-        after = _for_device(quantized, plain, "qat", samples, settings)
+        trained = fake_quant.quantize(temperature.taken_out(model, splits, settings), calibration)
+        training.fit_quantized(trained, splits, settings)
+        temperature.fold(trained, splits, settings)
+        before, after = first, _for_device(trained, plain, "qat", samples, settings)
         first, lesser = _ranked(before, after, splits)
-        if first is before:
-            quantized.set_weights(weights)
+        if first is after:
+            quantized = trained
         to_compare = _to_compare(lesser, f"{model.name}_{lesser.kind}.tflite")
     others = [target for target in dict.fromkeys(settings.deploy_targets) if target != plain]
     for file in [first, *(_for_device(quantized, target, first.kind, samples, settings) for target in others)]:

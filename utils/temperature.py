@@ -9,15 +9,19 @@ import logging
 from pathlib import Path
 
 import keras
-from keras import layers
+import numpy as np
+from keras import layers, ops
 
 from utils import confidence, evaluation, fake_quant, labels, runs, smoothing, targets
+from utils.augmentation import Augmentation
 from utils.loader import Splits
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
 FOLDED_FILE = "temperature.json"
+SAMPLES = 2000  # changed pictures, with which the size of the logits in training is found
+SCALES = np.geomspace(1 / 16, 16, 81).astype(np.float32)
 # What multiplies all its inputs by a number gives these outputs multiplied by it.
 PASSING = (
     *(layers.Flatten, layers.Reshape, layers.Dropout, layers.Identity),
@@ -58,6 +62,25 @@ def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None
         layer.set_weights([weight / found for weight in layer.get_weights()])
     log.info("%s: confidence calibrated with temperature %.4f", model.name, found)
     return found
+
+
+def taken_out(model: keras.Model, splits: Splits, settings: Settings) -> keras.Model:
+    """A copy to be trained on: its logits are as large as the changed pictures of training ask for.
+
+    :func:`fold` makes them suit pictures as they are. Trained on like that, in quantisation-aware training, ``cnn32``
+    lost 5 points of the exact tenth.
+    """
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    pictures = np.random.default_rng(settings.seed).choice(splits.train, SAMPLES)
+    changed = ops.convert_to_numpy(Augmentation(settings)(splits.pool.images(pictures), training=True))
+    logits = evaluation.keras_logits(copy, changed)
+    wanted = labels.targets(settings.nb_classes, settings.label_spread)[splits.pool.tenths[pictures]]
+    losses = [keras.losses.categorical_crossentropy(wanted, logits * scale, from_logits=True) for scale in SCALES]
+    best = SCALES[int(np.argmin([float(ops.mean(loss)) for loss in losses]))]
+    for layer in _scaled(copy):
+        layer.set_weights([weight * best for weight in layer.get_weights()])
+    return copy
 
 
 def fold_best(model: keras.Model, run_dir: Path, splits: Splits, settings: Settings) -> float | None:
