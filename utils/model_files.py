@@ -84,8 +84,7 @@ PARTS = {
 # Of a run's settings what its model can't tell: what its outputs mean, and which pictures it did not learn from.
 OF_SPLIT = ("seed", "split_by", "test_share", "validation_share")
 OF_RUN = ("label_spread", *OF_SPLIT)
-PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "sparse_sigmoid", "log_softmax", "log_sigmoid")
-# How they become shares of the classes: as a softmax's do, or divided by their sum. A log_softmax is logits, too.
+# How probabilities become shares of the classes: as a softmax's do, or divided by their sum.
 SHARES = {
     "softmax": "softmax",
     "sparsemax": "softmax",
@@ -93,6 +92,8 @@ SHARES = {
     "hard_sigmoid": "sigmoid",
     "sparse_sigmoid": "sigmoid",
 }
+# A log_softmax is logits, too, but nothing to train on.
+PROBABILITIES = (*SHARES, "log_softmax", "log_sigmoid")
 # What the last values may still pass through: it does not tell logits from probabilities. An average is of one kind.
 NEUTRAL_ENDS = (
     *("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization"),

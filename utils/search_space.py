@@ -155,6 +155,11 @@ def signature(
     return json.loads(json.dumps({"axes": named(axes), "settings": fixed, "data": data_fingerprint, "files": contents}))
 
 
+def architectures(settings: Settings, axes: dict[str, list]) -> list[str]:
+    """Names of those that a search tries."""
+    return axes.get(MODEL_AXIS, [settings.model_architecture])
+
+
 def digest(signature: dict) -> str:
     """A short name of a signature."""
     return hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]

@@ -72,15 +72,17 @@ def train(names: list[str], settings: Settings, options: Options, splits: Splits
     return [_attempt(name, settings, options, splits) for name in names]
 
 
-def check(name: str, settings: Settings) -> None:
-    """Refuses an architecture, before a search for instance, that :func:`train` would not begin to train.
+def check(names: list[str], settings: Settings) -> None:
+    """Refuses architectures, before a search for instance, that :func:`train` would not begin to train.
 
     Raises:
-        UserError: it is no model of this toolkit's kind, can't become what the settings ask for, or a teacher is none.
+        UserError: one is no model of this toolkit's kind, can't become what the settings ask for, or a teacher is none.
     """
-    architecture = models.get(name)
-    model = architecture.build(settings.input_shape, settings.nb_classes)
-    _check(model, name, settings, quantization.resolve(settings, name, architecture.quantizable))
+    for name in names:
+        architecture = models.get(name)
+        model = architecture.build(settings.input_shape, settings.nb_classes)
+        _check(model, name, settings, quantization.resolve(settings, name, architecture.quantizable))
+    _check_teachers(settings)
 
 
 def train_side_by_side(names: list[str], settings: Settings, options: Options, jobs: int) -> list[Outcome]:
@@ -167,6 +169,15 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     return Outcome(model.name, run_dir, results)
 
 
+def stopped_by_system(name: str, run_dir: Path | None, error: OSError, settings: Settings, then: str) -> Outcome:
+    """The outcome of an architecture that a full disk, above all, put an end to; ``then``: what to do afterwards."""
+    # Libraries wrap the system's own words in many of theirs.
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    text = f"{error.filename or settings.output_dir}: {reason}; mend that, then {then}"
+    log.error("%s: %s", name, text)
+    return Outcome(name, run_dir, None, text)
+
+
 def summary(outcomes: list[Outcome]) -> str:
     """The final table of all runs, failed ones with the reason."""
     rows = [report.heading()]
@@ -222,12 +233,7 @@ def _attempt(name: str, settings: Settings, options: Options, splits: Splits, ru
         log.error("%s: %s", name, error)
         return Outcome(name, run_dir, None, str(error))
     except OSError as error:
-        # A full disk, above all; libraries wrap the system's own words in many of theirs.
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        place = error.filename or settings.output_dir
-        text = f"{place}: {reason}; mend that, then go on with train.py --resume and the run's folder"
-        log.error("%s: %s", name, text)
-        return Outcome(name, run_dir, None, text)
+        return stopped_by_system(name, run_dir, error, settings, "go on with train.py --resume and the run's folder")
     except Exception as error:
         # One model of a list must not take the others with it; the traceback tells what happened.
         log.error("%s failed:\n%s", name, traceback.format_exc())
@@ -246,6 +252,7 @@ def _run(
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
         _check(model, architecture.name, settings, mode)
+        _check_teachers(settings)
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):
@@ -269,6 +276,9 @@ def _check(model: keras.Model, name: str, settings: Settings, mode: Quantization
     file = f"models/{name}.py"
     model_files.check_built(model, file)
     _check_quantizable(model, file, settings, mode)
+
+
+def _check_teachers(settings: Settings) -> None:
     for teacher in model_files.teachers(settings):
         model_files.load(teacher)
 

@@ -72,13 +72,15 @@ def taken_out(model: keras.Model, splits: Splits, settings: Settings) -> keras.M
     """
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
+    if not (scaled := _scaled(copy)):
+        return copy
     pictures = np.random.default_rng(settings.seed).choice(splits.train, SAMPLES)
     changed = ops.convert_to_numpy(Augmentation(settings)(splits.pool.images(pictures), training=True))
     logits = evaluation.keras_logits(copy, changed)
     wanted = labels.targets(settings.nb_classes, settings.label_spread)[splits.pool.tenths[pictures]]
     losses = [keras.losses.categorical_crossentropy(wanted, logits * scale, from_logits=True) for scale in SCALES]
     best = SCALES[int(np.argmin([float(ops.mean(loss)) for loss in losses]))]
-    for layer in _scaled(copy):
+    for layer in scaled:
         layer.set_weights([weight * best for weight in layer.get_weights()])
     return copy
 

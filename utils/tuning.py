@@ -89,7 +89,7 @@ def search(settings: Settings, splits: Splits) -> Search | None:
 
 
 def _read_along(settings: Settings, axes: dict[str, list]) -> dict[str, bytes]:
-    names = axes.get(search_space.MODEL_AXIS, [settings.model_architecture])
+    names = search_space.architectures(settings, axes)
     start = model_files.start(settings, *names)
     trained = [*model_files.teachers(settings), *([start] if start else [])]
     return {**models.code(names), **{str(file): file.read_bytes() for file in trained}}
@@ -179,19 +179,17 @@ def summary(found: Search) -> str:
 
 def _searched_and_trained(name: str, settings: Settings, options: session.Options, splits: Splits) -> session.Outcome:
     try:
-        _check_training(name, settings)
-        found = search(dataclasses.replace(settings, model_architecture=name), splits)
+        settings = dataclasses.replace(settings, model_architecture=name)
+        _check_training(settings)
+        found = search(settings, splits)
         best = best_of(found)
     except UserError as error:
         log.error("%s: %s", name, error)
         return session.Outcome(name, None, None, str(error))
     except OSError as error:
         # A full disk, above all; what was trained before must still be told.
-        place = error.filename or settings.output_dir
-        text = f"{place}: {error.strerror or error}; mend that, then the same command goes on with the search"
-        log.error("%s: %s", name, text)
-        return session.Outcome(name, None, None, text)
-    chosen = dataclasses.replace(settings, **{"model_architecture": name, **best.values})
+        return session.stopped_by_system(name, None, error, settings, "the same command goes on with the search")
+    chosen = dataclasses.replace(settings, **best.values)
     told = {"folder": str(found.folder), "trial": best.number, "objective": found.objective, "score": best.score}
     told["hyperparameters"] = search_space.named(best.values)
     log.info("training with trial %d: %s", best.number, trials.shown(best.values))
@@ -200,13 +198,12 @@ def _searched_and_trained(name: str, settings: Settings, options: session.Option
     return outcome
 
 
-def _check_training(name: str, settings: Settings) -> None:
+def _check_training(settings: Settings) -> None:
     """Refuses what could win the search and then not be trained."""
     axes = search_space.axes(settings)
     for spread in axes.get("label_spread", ()):
         targets.check(dataclasses.replace(settings, label_spread=spread))
-    for architecture in axes.get(search_space.MODEL_AXIS, [name]):
-        session.check(architecture, settings)
+    session.check(search_space.architectures(settings, axes), settings)
 
 
 def _drive(found: Search, settings: Settings, splits: Splits, scratch: Path, role: str) -> None:
@@ -280,7 +277,7 @@ SCORES = {"val_accuracy": _accuracy, "int8_within_0.1": _within_tenth}
 
 def _fitting(settings: Settings, axes: dict[str, list]) -> dict[str, list]:
     """The axes without the models that don't fit the limits or the objective."""
-    names = axes.get(search_space.MODEL_AXIS, [settings.model_architecture])
+    names = search_space.architectures(settings, axes)
     reasons = {name: _misfit(name, settings) for name in names}
     fitting = [name for name in names if not reasons[name]]
     for name in names:
