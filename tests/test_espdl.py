@@ -198,6 +198,20 @@ def test_the_gate_refuses_the_file_of_another_chip(made, pictures):
     assert verdict.reasons == ("the metadata names esp32 instead of esp32s3: the chips' files differ in layout",)
 
 
+def test_a_tenth_beside_keras_is_read_alike_two_tenths_are_not(rng):
+    keras.utils.set_random_seed(3)
+    images = rng.integers(0, 256, (60, 32, 20, 1)).astype(np.uint8)
+    image = keras.Input((32, 20, 1))
+    x = layers.Conv2D(4, 3, strides=4, activation="relu")(layers.Rescaling(1 / 128, offset=-1)(image))
+    model = keras.Model(image, layers.Dense(100)(layers.Flatten()(x)), name="tenths")
+    network = espdl.to_onnx(fake_quant.quantize(model, images))
+    file = espdl.export(network, "esp32s3", "tqt", images[:40], images, np.zeros(60), {})
+    logits = espdl_run.logits(espdl_file.read(file.release), images)
+    assert check(file, images, np.roll(logits, 1, axis=1), min_agreement=1).accepted
+    verdict = check(file, images, np.roll(logits, 2, axis=1), min_agreement=0.01)
+    assert verdict.reasons == ("it reads 0.0% of the pictures like the Keras model; 1.0% are needed",)
+
+
 def test_the_gate_refuses_what_reads_otherwise_than_keras(made, pictures):
     images, reference = pictures
     verdict = check(made["esp32s3"][1], images, np.roll(reference, 1, axis=1))

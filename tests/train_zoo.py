@@ -42,7 +42,7 @@ def zoo_settings(**changes) -> Settings:
         **{"data_sources": [photographs, SYNTHETIC], "test_sources": [unseen], "input_channels": 3, "nb_classes": 100},
         **{"validation_share": 0.05, "test_share": 0.05, "batch_size": BATCH},
         **{"deploy_targets": ["tflite_micro", "ai_on_the_edge", "esphome"]},
-        **{"esp_dl_quantize": True, "esp_dl_mode": "auto", "esp_dl_min_agreement": 0.95},
+        **{"esp_dl_quantize": True, "esp_dl_mode": "auto"},
         **changes,
     })  # fmt: skip
 

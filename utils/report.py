@@ -113,8 +113,7 @@ def surest_errors(true: np.ndarray, logits: np.ndarray, nb_classes: int) -> np.n
         logits: ``(N, nb_classes)``.
         nb_classes: 10 or 100.
     """
-    distance = labels.ring_distance(logits.argmax(axis=1), true, nb_classes)
-    wrong = np.flatnonzero(distance > (1 if nb_classes == 100 else 0))
+    wrong = np.flatnonzero(~labels.alike(logits.argmax(axis=1), true, nb_classes))
     return wrong[np.argsort(-confidence.of(logits)[wrong], kind="stable")]
 
 

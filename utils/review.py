@@ -42,8 +42,7 @@ def is_wrong(entry: Reviewed, nb_classes: int) -> bool:
     """Whether the new model's reading differs from the label, for 100 classes by more than a tenth."""
     names = labels.class_names(nb_classes)
     label = labels.to_classes(_tenths(entry.label), nb_classes)
-    # People disagree by a tenth.
-    return bool(labels.ring_distance(names.index(entry.new[0]), label, nb_classes) > (1 if nb_classes == 100 else 0))
+    return not labels.alike(names.index(entry.new[0]), label, nb_classes)
 
 
 def is_suspicious(entry: Reviewed, nb_classes: int) -> bool:
