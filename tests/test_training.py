@@ -299,6 +299,8 @@ def test_start_from_a_run_of_another_split_says_that_its_pictures_may_be_measure
     assert not caplog.records
     model_files.check_named(tiny(**{**start, "seed": settings.seed + 1}), "cnn32")
     assert f"START_FROM was trained with SEED = {settings.seed}, not {settings.seed + 1}" in caplog.text
+    model_files.check_named(tiny(**start, nb_classes=100), "cnn32")
+    assert "START_FROM was trained with NB_CLASSES = 10, not 100: it may have learnt pictures" in caplog.text
 
 
 def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(tiny, tmp_path, caplog):
