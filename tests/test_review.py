@@ -98,9 +98,15 @@ def test_both_models_against_the_label(label, reading, nb_classes, suspicious):
 
 
 def test_models_that_disagree_do_not_doubt_the_label():
-    entry = reviewed(old=("7.1", 0.9), new=("7.0", 0.9))
+    entry = reviewed(old=("7.1", 0.9), new=("6.9", 0.9))
     assert not review.is_suspicious(entry, 100)
     assert review.is_wrong(entry, 100)
+
+
+def test_models_that_read_a_tenth_apart_doubt_the_label_together():
+    """What is learnt moves many a reading by a tenth."""
+    assert review.is_suspicious(reviewed(old=("7.0", 0.9), new=("6.9", 0.9)), 100)
+    assert not review.is_suspicious(reviewed(label="3", old=("7", 0.9), new=("6", 0.9)), 10)
 
 
 def test_labels_that_are_none_are_refused():

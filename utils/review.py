@@ -40,14 +40,14 @@ class Reviewed:
 
 def is_wrong(entry: Reviewed, nb_classes: int) -> bool:
     """Whether the new model's reading differs from the label, for 100 classes by more than a tenth."""
-    names = labels.class_names(nb_classes)
     label = labels.to_classes(_tenths(entry.label), nb_classes)
-    return not labels.alike(names.index(entry.new[0]), label, nb_classes)
+    return not labels.alike(_class(entry.new, nb_classes), label, nb_classes)
 
 
 def is_suspicious(entry: Reviewed, nb_classes: int) -> bool:
     """Whether both models read the same, but not what the label says: then it is often the label that is wrong."""
-    return entry.old[0] == entry.new[0] and is_wrong(entry, nb_classes)
+    same = labels.alike(*(_class(reading, nb_classes) for reading in (entry.old, entry.new)), nb_classes)
+    return bool(same) and is_wrong(entry, nb_classes)
 
 
 def ordered(entries: Sequence[Reviewed], nb_classes: int) -> list[Reviewed]:
@@ -112,6 +112,10 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
             "</body></html>\n",
         ]
     )
+
+
+def _class(reading: tuple[str, float], nb_classes: int) -> int:
+    return labels.class_names(nb_classes).index(reading[0])
 
 
 def _tenths(label: str) -> int:
