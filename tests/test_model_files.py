@@ -623,6 +623,17 @@ def test_a_model_declares_the_settings_it_needs(tmp_path, shape, classes):
     assert model_files.declared(tmp_path / "a.keras") == dict(zip(names, (*shape, classes), strict=True))
 
 
+def test_a_model_that_ends_in_a_convolution_declares_its_classes(tmp_path):
+    import keras
+    from keras import layers
+
+    image = layers.Input((32, 20, 3))
+    hidden = layers.Dense(10)(layers.Rescaling(1 / 128, offset=-1)(image))
+    logits = layers.GlobalAveragePooling2D()(layers.Conv2D(100, 1)(hidden))
+    keras.Model(image, logits).save(tmp_path / "a.keras")
+    assert model_files.declared(tmp_path / "a.keras")["nb_classes"] == 100
+
+
 def test_a_model_of_a_run_says_what_labels_and_split_it_was_trained_on(trained_run, tmp_path):
     outcome, settings, _ = trained_run
     file = outcome.run_dir / runs.BEST_MODEL_FILE
