@@ -694,8 +694,8 @@ def _check_start(path: Path, model: Any) -> None:
     else:
         begins = f"Rescaling(scale={_printable(str(first.scale), 30)}, offset={_printable(str(first.offset), 30)})"
     raise ModelFileError(
-        f"{path}: the model begins with {begins or 'nothing'} instead of Rescaling(1/128, offset=-1), so it would read "
-        "raw pixels 0..255 wrongly; put that layer first and train the model with it"
+        f"{path}: the model begins with {begins or 'nothing'} instead of Rescaling(1/128, offset=-1), which the files "
+        "for devices have as their input's scale; put that layer first and train the model with it"
     )
 
 
