@@ -151,6 +151,7 @@ def test_contradicting_lines_are_both_named(folder):
         ("a.png", "labels.txt line 2: bad label: label ''"),
         ("b.png 12", "labels.txt line 2: bad label: label '12'"),
         ("\0.png 3.4", "labels.txt line 2: missing picture"),
+        ("b.png 3.4\rc\033[2J.png 3.4", r"missing picture: b.png 3.4\rc\x1b[2J.png is neither beside it"),
     ],
 )
 def test_problems_of_label_files_name_the_line(folder, line, problem):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import labels, pictures, synthetic
+from utils import labels, markup, pictures, synthetic
 from utils.labels import Label, LabelError
 from utils.pictures import EXTENSIONS, File, Shape
 from utils.sources import DataSource, SourceData, SourceError
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}: {self.detail}"
+        return markup.visible(f"{self.where}: {self.reason}: {self.detail}")
 
 
 _Found = Iterator[Entry | Problem]
