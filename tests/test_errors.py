@@ -25,6 +25,12 @@ def raising(error: BaseException):
         (PermissionError(13, "Permission denied", "/locked/x.csv"), 2, "door.py: /locked/x.csv: Permission denied\n"),
         (OSError(28, "No space left on device"), 2, "door.py: input or output: No space left on device\n"),
         (KeyboardInterrupt(), 130, "door.py: stopped\n"),
+        (
+            ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"),
+            2,
+            "door.py: tensorflow, which Keras is to compute with, is not installed: install it, or set the environment "
+            "variable KERAS_BACKEND to jax or torch if that is installed\n",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_said_in_one_line(capsys, error, code, said):
@@ -32,9 +38,10 @@ def test_what_the_user_can_mend_is_said_in_one_line(capsys, error, code, said):
     assert capsys.readouterr() == ("", said)
 
 
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError):
-        exit_code("door.py", raising(ZeroDivisionError()), "stopped")
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("No module named 'util'", name="util")])
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        exit_code("door.py", raising(error), "stopped")
 
 
 def test_a_terminal_without_the_letters_gets_them_spelled_out():

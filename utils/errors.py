@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+BACKENDS = ("tensorflow", "jax", "torch")  # what Keras can compute with
+
 
 class UserError(Exception):
     """Its message says what is wrong and what to do; the entry scripts print it without a traceback."""
@@ -13,7 +15,8 @@ class UserError(Exception):
 def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     """What an entry script ends with: the exit code of ``work``, 2 for the user's error, 130 for Ctrl-C.
 
-    What the operating system refuses is the user's to mend as well: rights, a full disk, a name that is too long.
+    What the operating system refuses is the user's to mend as well: rights, a full disk, a name that is too long. So is
+    a backend of Keras that isn't installed, which shows only when Keras is imported.
 
     Args:
         door: name of the script, for messages.
@@ -38,6 +41,13 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
         return 2
     except UserError as error:
         print(f"{door}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in BACKENDS:
+            raise
+        others = " or ".join(name for name in BACKENDS if name != error.name)
+        hint = f"install it, or set the environment variable KERAS_BACKEND to {others} if that is installed"
+        print(f"{door}: {error.name}, which Keras is to compute with, is not installed: {hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{door}: {interrupted}", file=sys.stderr)
