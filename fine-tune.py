@@ -44,13 +44,13 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     for entry in [sources.declare(folder, NEW_WEIGHT) for folder in arguments.data]:
         declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
         settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
-    from utils import loader
-
-    splits = loader.load(settings, new, aside_from=100)
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("fine-tune.py")
-    from utils import session
+    # A model that can't be taught is refused before the pictures are read.
+    model_files.load(model_file)
+    from utils import loader, session
 
+    splits = loader.load(settings, new, aside_from=100)
     plan = Plan(
         strategy=arguments.strategy,
         new=tuple(new),

@@ -37,13 +37,13 @@ def retrain(arguments: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)
     chips.check(settings)
     runs.check_output(settings)
-    from utils import loader
-
-    splits = loader.load(settings, [name], aside_from=20)
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("retrain.py")
-    from utils import retraining, session
+    # A model that can't be taught is refused before the pictures are read.
+    model_files.load(model_file)
+    from utils import loader, retraining, session
 
+    splits = loader.load(settings, [name], aside_from=20)
     plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
     outcome, judgement = retraining.retrain(model_file, plan, settings, splits)
     print(session.summary([outcome]))

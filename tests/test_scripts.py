@@ -198,6 +198,23 @@ def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
     assert (row["name"], row["accuracy"]) == ("README.md", "")
 
 
+@pytest.mark.parametrize("door", ["fine-tune.py", "retrain.py"])
+def test_a_model_that_can_not_be_taught_is_refused_before_pictures_are_read(tmp_path, door):
+    import keras
+    from keras import layers
+
+    image = keras.Input((32, 20, 1))
+    logits = layers.Dense(10)(layers.Flatten()(layers.Rescaling(1 / 255)(image)))
+    keras.Model(image, logits).save(tmp_path / "a.keras")
+    (tmp_path / "bad").mkdir()
+    write_digit(tmp_path / "bad", synthetic.draw(1, seed=0), 0)
+    lost = "DATA_SOURCES=[{'name': 'a', 'type': 'filename', 'path': 'nowhere'}]"
+    bad = ["--bad_images_dir", tmp_path / "bad"] if door == "retrain.py" else []
+    done = call("--model_path", tmp_path / "a.keras", *bad, "--set", lost, door=door)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a.keras: the model begins with Rescaling(scale=0.00392" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("door", "arguments", "text"),
     [

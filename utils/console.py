@@ -113,7 +113,8 @@ def quiet_native() -> Iterator[None]:
                 yield
         except BaseException:
             kept.seek(0)
-            log.error("%s", kept.read().decode(errors="replace"))
+            if said := kept.read().decode(errors="replace"):
+                log.error("%s", said)
             raise
 
 

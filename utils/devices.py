@@ -24,7 +24,7 @@ def require_tensorflow(what: str) -> None:
         import keras
     backend = keras.backend.backend()
     if backend != "tensorflow":
-        raise DeviceError(f"{what} needs TensorFlow and Keras runs on {backend}: unset KERAS_BACKEND")
+        raise DeviceError(f"{what} needs TensorFlow and Keras runs on {backend}: install it and unset KERAS_BACKEND")
 
 
 def check(settings: Settings) -> None:
