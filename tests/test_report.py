@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from utils import report
 from utils.confidence import Readings
@@ -97,3 +98,13 @@ def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, draw
 def test_table_lines_up():
     text = report.table([["a", "b", "c", "n"], ["long", "x", "y", "12"]])
     assert text.splitlines() == ["a     b  c   n", "--------------", "long  x  y  12"]
+
+
+@pytest.mark.parametrize("sizes", [[68.6, 69.2], [34.1], [18.4, 34.1], [18.0, 11477.7]])
+def test_an_axis_of_sizes_always_has_figures(sizes):
+    axes = Figure().subplots()
+    report.size_axis(axes, sizes)
+    low, high = axes.get_xlim()
+    shown = [text.get_text() for text in axes.get_xticklabels(which="both")]
+    assert next(float(text) for text in shown if low <= float(text) <= high) in (10, 20, 50)
+    assert low < min(sizes) <= max(sizes) < high

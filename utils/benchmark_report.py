@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from utils import markup, report, report_page, runs
 from utils.errors import UserError
@@ -107,14 +106,12 @@ def plot_sizes(path: Path, results: dict[str, Any]) -> None:
         kilobytes, score = entry["bytes"] / 1024, entry["scores"][metric]
         axes.scatter(kilobytes, score, s=40)
         axes.annotate(_plain(entry["name"]), (kilobytes, score), (6, 6), textcoords="offset points", fontsize=8)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
-    axes.margins(0.25, 0.15)
+    report.size_axis(axes, [entry["bytes"] / 1024 for entry in shown])
+    axes.margins(y=0.15)
     axes.set(
         xlabel="size of the file, KB", ylabel=TITLES[metric], title=markup.count(results["pictures"]["n"], "picture")
     )
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     runs.write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from utils import frontier, markup, report
 from utils.frontier import Point
@@ -56,12 +55,7 @@ def sizes(found: Sequence[Point], title: str) -> str:
                 _name(axes, one)
         axes.set(xlabel="KB of the file for the device", ylabel=markup.plotted(title))
         axes.margins(y=0.15)
-        # A teacher beside models for devices is a hundred times as large.
-        axes.set_xscale("log")
-        axes.set_xlim(0.5 * min(one.kb for one in found), 2 * max(one.kb for one in found))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.minorticks_off()
+        report.size_axis(axes, [one.kb for one in found])
         axes.grid(alpha=0.2)
         # Outside: a mark within the axes would pass for a model.
         figure.legend(loc="outside lower center", ncols=len(frontier.KINDS), frameon=False)
