@@ -108,3 +108,10 @@ def test_an_axis_of_sizes_always_has_figures(sizes):
     shown = [text.get_text() for text in axes.get_xticklabels(which="both")]
     assert next(float(text) for text in shown if low <= float(text) <= high) in (10, 20, 50)
     assert low < min(sizes) <= max(sizes) < high
+
+
+def test_a_name_that_begins_with_an_underscore_is_in_the_legends(tmp_path, drawn):
+    readings = Readings(np.full(30, 0.9), np.arange(30) > 0)
+    report.reliability(tmp_path / "r.png", {"_new": readings}, 0.5, 10, "file")
+    legends = [[text.get_text().strip() for text in axes.get_legend().get_texts()] for axes in drawn["r.png"].axes[:2]]
+    assert legends == [["_new: off by 0.067 on average"], ["99.5%", "_new", "_new, confidence 0.500 and up"]]

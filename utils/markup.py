@@ -134,8 +134,12 @@ def visible(text: str) -> str:
 
 
 def plotted(text: str) -> str:
-    """A stranger's text for a plot: Matplotlib takes what stands between dollars for a formula."""
-    return visible(text).replace("$", r"\$")
+    """A stranger's text for a plot.
+
+    Matplotlib takes what stands between dollars for a formula, and leaves out of a legend what begins with ``_``.
+    """
+    text = visible(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def escaped(text: str) -> str:
