@@ -1,9 +1,15 @@
-"""A function that takes its process along, in a module that another process imports quickly."""
+"""Functions that take their process along or keep it, in a module that another process imports quickly."""
 
 import os
+import time
 from pathlib import Path
 
 
 def crash(_: Path) -> None:
     """As native code does on a damaged file."""
     os.abort()
+
+
+def hang(*_: object) -> None:
+    """As a training does that has hours to go."""
+    time.sleep(60)

@@ -1,11 +1,16 @@
 import dataclasses
 import json
+import multiprocessing
+import signal
+import threading
+import time
 
 import keras
 import pytest
 
 import models
 from models import _blocks
+from tests.crashing import hang
 from utils import evaluation, export, loader, runs, session
 from utils.loader import DataError
 
@@ -124,6 +129,22 @@ def test_one_that_fails_does_not_stop_the_others(tiny, monkeypatch):
     assert outcomes[0].error == "RuntimeError: out of luck"
     assert outcomes[1].results is not None
     assert "bad FAILED: RuntimeError: out of luck" in session.summary(outcomes)
+
+
+def test_an_interrupted_process_waits_for_no_training_beside_it(tiny, monkeypatch):
+    monkeypatch.setattr(session, "_in_process", hang)
+
+    def interrupt():
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        session.train_side_by_side(["cnn32"] * 3, tiny(), session.Options(), 2)
+    assert time.monotonic() - started < 30
+    assert multiprocessing.active_children() == []
 
 
 def test_a_full_disk_is_said_in_one_line_with_what_to_do(tiny, monkeypatch, caplog):

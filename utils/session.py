@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import logging
+import multiprocessing
 import os
 import time
 import traceback
@@ -43,6 +44,7 @@ from utils.sources import SourceError
 
 log = logging.getLogger(__name__)
 
+SECONDS_TO_END = 10  # that trainings side by side have after Ctrl-C
 LOW_AGREEMENT = 0.9  # of a file with the Keras model; rounding to 8 bits costs a trained network some hundredths
 
 
@@ -98,7 +100,15 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
                 return Outcome(name, None, None, "its process ended without a word (out of memory?)")
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, names))
+        try:
+            return list(pool.map(one, names))
+        except KeyboardInterrupt:
+            # A terminal's Ctrl-C reaches them, too, and they end in order; a signal to this process alone does not.
+            until = time.monotonic() + SECONDS_TO_END
+            for process in multiprocessing.active_children():
+                process.join(max(0, until - time.monotonic()))
+                process.terminate()
+            raise
 
 
 def resume(run_dir: Path, options: Options) -> Outcome:
