@@ -348,7 +348,7 @@ def test_a_killed_run_is_resumed(tmp_path):
     arguments = [*TINY, "--set", "EPOCHS=400", "--set", f"OUTPUT_DIR={tmp_path}"]
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/checkpoints/epoch_00000[3-9].weights.h5")):
+    while not list(tmp_path.glob("*/checkpoints/epoch_00000[3-9].npz")):
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.05)
     (folder,) = run_folders(tmp_path)

@@ -219,7 +219,7 @@ def test_checkpoints_are_kept_on_demand(tiny):
     (outcome,) = train(tiny(), keep_checkpoints=True)
     kept = {path.name for path in (outcome.run_dir / "checkpoints").iterdir()}
     # The note that keeps a resumed run from calibrating twice is there if a temperature was found.
-    assert kept - {"temperature.json"} == {"epoch_000001.weights.h5"}
+    assert kept - {"temperature.json"} == {"epoch_000001.npz"}
 
 
 def cut_power(monkeypatch) -> None:

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 
 import keras
 import numpy as np
@@ -196,6 +197,23 @@ def test_dropout_thins_what_reaches_the_last_layer_in_training_alone(tiny):
     # The network that is saved shares the weights and has no such layer.
     assert model.layers == layers
     assert {id(weight) for weight in trainer.trainable_weights} == {id(weight) for weight in model.trainable_weights}
+
+
+def test_a_checkpoint_without_room_is_an_error_of_the_system(tmp_path):
+    resource = pytest.importorskip("resource")
+    # A library with words of its own for it would end in a traceback, and ours in what to do.
+    network = keras.Sequential([keras.Input((100,)), keras.layers.Dense(100)])
+    network.compile("adam")
+    network.optimizer.build(network.trainable_variables)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            training._write_checkpoint(network, tmp_path, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_dropout_resumes_where_it_was(fit):

@@ -175,7 +175,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         TrainingError: the loss is not a number any more, or the model has no place for ``DROPOUT``.
     """
     keras.utils.set_random_seed(settings.seed)
-    checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.weights.h5"), default=None)
+    checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.npz"), default=None)
     with devices.shared(settings):
         # A checkpoint has all weights: what the run began with may be gone meanwhile.
         if checkpoint is None and (start := model_files.start(settings, model.name)):
@@ -188,7 +188,9 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         trainer, augmentation = _trainer(model, splits, settings)
         if checkpoint:
             trainer.optimizer.build(trainer.trainable_variables)
-            trainer.load_weights(checkpoint)
+            with np.load(checkpoint) as kept:
+                for variable, name in zip(_state(trainer), kept.files, strict=True):
+                    variable.assign(kept[name])
     _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch)
 
@@ -328,10 +330,17 @@ def _plateau_rate(settings: Settings, rows: list[dict[str, float]]) -> float:
 def _write_checkpoint(trainer: keras.Model, run_dir: Path, epoch: int) -> None:
     folder = run_dir / runs.CHECKPOINT_FOLDER
     folder.mkdir(exist_ok=True)
-    older = list(folder.glob("epoch_*.weights.h5"))
-    runs.write(folder / f"epoch_{epoch:06d}.weights.h5", trainer.save_weights)
+    older = list(folder.glob("epoch_*.npz"))
+    # Not Keras' HDF5 file, whose library takes a full disk for an error of its own and then crashes the process.
+    arrays = [keras.ops.convert_to_numpy(variable) for variable in _state(trainer)]
+    runs.write(folder / f"epoch_{epoch:06d}.npz", lambda partial: np.savez(partial, *arrays))
     for path in older:
         path.unlink()
+
+
+def _state(trainer: keras.Model) -> list[keras.Variable]:
+    # Seeds are set for each epoch, see _start_epoch.
+    return [*trainer.weights, *trainer.optimizer.variables]
 
 
 def _rows(checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
