@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from utils import loader, model_files, runs
+from utils import loader, model_files, recognizers, runs
 from utils import settings as settings_module
 from utils.model_files import ModelFileError
 
@@ -336,7 +336,8 @@ def test_names_that_are_unfit_for_files(file, name):
 def test_any_name_will_do_to_be_measured(file):
     config = description()
     config["config"]["name"] = "My Net"
-    assert model_files.load(archive(file, config=config), foreign=True).name == "My Net"
+    model = recognizers.load(archive(file, config=config), file.parent)
+    assert recognizers.decide(model, np.zeros((1, 32, 20, 1), np.uint8))[0].tolist() == [9]
 
 
 @pytest.mark.parametrize("layers", [None, "x", {}, [layer("Flatten", "f")] * 1001])

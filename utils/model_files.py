@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import models
-from utils import encodings, runs, tflite_file
+from utils import console, encodings, runs, tflite_file
 from utils import settings as settings_module
 from utils.errors import UserError
 from utils.settings import Settings
@@ -214,13 +214,15 @@ def load(path: Path, foreign: bool = False) -> Any:
     """
     path = Path(path)
     config, weights, stored = _read(path, foreign)
-    import keras
+    with console.quiet_native():
+        import keras
 
     with _one_sentence(f"{path}: Keras cannot load this model; take another file or train it anew"):
         _check_sizes(path, _skeleton(keras, config), stored)
         model = _rebuild(keras, config, weights)
         _check_kind(path, model, tuple(encodings.OUTPUTS) if foreign else settings_module.CHOICES["nb_classes"])
-        model = models.as_graph(model, model.name)
+        # TensorFlow runs no model with a space in its name.
+        model = models.as_graph(model, "measured" if foreign else model.name)
         if not foreign:
             _check_start(path, model)
             _check_end(path, model)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import confidence, console, encodings, espdl_file, espdl_run, micro, model_files, runs, tflite_file
+from utils import confidence, encodings, espdl_file, espdl_run, micro, model_files, runs, tflite_file
 from utils import settings as settings_module
 from utils.encodings import RAW, PixelRange
 from utils.errors import UserError
@@ -172,12 +172,12 @@ def _kind(file: Path) -> Callable[[Path, PixelRange | None], _Opened]:
 
 
 def _keras(file: Path, assumed: PixelRange | None) -> _Opened:
-    model_files.check(file)
     # A training beside this needs the GPU's memory, too.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    with console.quiet_native():
-        from utils import complexity
     model = model_files.load(file, foreign=True)
+    # Imports Keras, which a file that is refused should not wait for.
+    from utils import complexity
+
     identity = model_files.identity(model)
     known = model_files.takes_raw_pixels(model)
     pixels = RAW if known or assumed is None else assumed
