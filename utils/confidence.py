@@ -16,7 +16,6 @@ GOAL = 0.995  # share of the accepted readings that must be right at the recomme
 ENOUGH = 200  # pictures, for a temperature all, for a threshold the accepted; with fewer one lucky picture decides
 COVERAGES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of pictures accepted
 TEMPERATURES = (0.2, 5.0)  # where the temperature is looked for
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def temperature(logits: np.ndarray, right: np.ndarray) -> float | None:
     """What to divide logits by so that the confidence is the share right, after Guo et al. 2017 (arXiv:1706.04599).
 
     It has the lowest log loss of "this reading is right" with the confidence as its probability: the nearest of some
-    temperatures, then golden section on the logarithm around it.
+    temperatures, then Brent's method on the logarithm around it.
 
     Args:
         logits: ``(N, classes)``.
@@ -158,14 +157,9 @@ def temperature(logits: np.ndarray, right: np.ndarray) -> float | None:
     nearest = int(np.argmin([loss(one) for one in tried]))
     if nearest in (0, len(tried) - 1):
         return None
-    low, high = float(tried[nearest - 1]), float(tried[nearest + 1])
-    lower, upper = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    losses = loss(lower), loss(upper)
-    while high - low > 1e-5:
-        if losses[0] < losses[1]:
-            high, upper, lower = upper, lower, upper - GOLDEN * (upper - low)
-            losses = loss(lower), losses[0]
-        else:
-            low, lower, upper = lower, upper, lower + GOLDEN * (high - lower)
-            losses = losses[1], loss(upper)
-    return round(math.exp((low + high) / 2), 4)
+    # Only a training needs it, and predict.py shall not wait for its import.
+    from scipy import optimize
+
+    around = (tried[nearest - 1], tried[nearest + 1])
+    found = optimize.minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-6})
+    return round(math.exp(found.x), 4)
