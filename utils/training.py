@@ -195,12 +195,8 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     return Training(recorder.rows, recorder.best_epoch)
 
 
-def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) -> dict[str, float]:
-    """Quantisation-aware training: trains a fake-quantised model in place for ``QAT_EPOCHS``, keeps the best epoch.
-
-    Returns:
-        Number and ``val_*`` scores of the best epoch.
-    """
+def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) -> None:
+    """Quantisation-aware training: trains a fake-quantised model in place for ``QAT_EPOCHS``, keeps the best epoch."""
     settings = dataclasses.replace(
         settings,
         epochs=settings.qat_epochs,
@@ -213,9 +209,7 @@ def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) ->
     keras.utils.set_random_seed(settings.seed)
     trainer, augmentation = _trainer(quantized, splits, settings)
     best = keras.callbacks.EarlyStopping("val_loss", patience=settings.epochs, restore_best_weights=True)
-    history = _fit(trainer, augmentation, splits, settings, f"{quantized.name} QAT", best)
-    epoch = int(np.argmin(history["val_loss"]))
-    return {"epoch": epoch + 1, **{name: history[name][epoch] for name in history if name.startswith("val_")}}
+    _fit(trainer, augmentation, splits, settings, f"{quantized.name} QAT", best)
 
 
 def _fit(
@@ -226,14 +220,14 @@ def _fit(
     description: str,
     keeper: keras.callbacks.Callback,
     initial_epoch: int = 0,
-) -> dict[str, list[float]]:
-    """Runs the epochs with ``keeper`` deciding what is kept and when to stop; returns the history."""
+) -> None:
+    """Runs the epochs with ``keeper`` deciding what is kept and when to stop."""
     seeds = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: _start_epoch(trainer, augmentation, settings, epoch)
     )
     # TensorFlow deals a batch out in equal parts, rounded up: with fewer pictures the last card may be left without.
     smallest = settings.gpus**2
-    return trainer.fit(
+    trainer.fit(
         Batches(
             *(splits.pool, splits.train, settings.batch_size, settings.label_spread),
             *(settings.seed, initial_epoch, smallest),
@@ -245,7 +239,7 @@ def _fit(
         # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
         shuffle=False,
         verbose=0,
-    ).history
+    )
 
 
 def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[keras.Model, Augmentation]:
