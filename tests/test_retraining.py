@@ -59,8 +59,8 @@ def test_the_meters_with_most_readings_changed_are_shown_and_typefaces_are_none(
     scores = [changed["before"]["sets"]["test"], changed["files"]["best_model.keras"]["sets"]["test"]]
     for part, shares in zip(scores, (1, 2), strict=True):
         part["per_meter"] = {name: {"n": of[0], "accuracy": of[shares]} for name, of in meters.items()}
-    drawn = {"name": "drawn", "type": "synthetic", "count": 200}
-    assert retraining._meter_changes(changed, tiny(data_sources=[drawn])) == [
+    splits = loader.load(tiny(data_sources=[{"name": "drawn", "type": "synthetic", "count": 200}]))
+    assert retraining._meter_changes(changed, splits) == [
         "own/large (100 pictures): 90.0% read right before, 80.0% now",
         "own/small (3 pictures): 100.0% read right before, 66.7% now",
     ]
@@ -84,12 +84,12 @@ def retrained(trained_run, tmp_path_factory):
     settings = dataclasses.replace(settings, **changed, deploy_targets=["tflite_micro"])
     splits = loader.load(settings, ["bad"], aside_from=20)
     plan = Plan(new=("bad",), epochs=4)
-    return (*retraining.retrain(outcome.run_dir / "best_model.keras", plan, settings, splits), splits, folder, settings)
+    return (*retraining.retrain(outcome.run_dir / "best_model.keras", plan, settings, splits), splits, folder)
 
 
 @pytest.mark.slow
 def test_a_run_shows_before_and_after_and_the_verdict(retrained):
-    outcome, judgement, splits, _, settings = retrained
+    outcome, judgement, splits, _ = retrained
     assert outcome.run_dir.name.endswith("_finetuned")
     saved = json.loads((outcome.run_dir / "results.json").read_text())
     assert saved["judgement"] == json.loads(json.dumps(dataclasses.asdict(judgement)))
@@ -104,13 +104,13 @@ def test_a_run_shows_before_and_after_and_the_verdict(retrained):
     assert judgement.bad_after == after["bad (kept aside)"]["accuracy"]
     assert judgement == judge(saved, judgement.bad_before, judgement.bad_after, judgement.kept_aside, 0.2)
     assert (outcome.run_dir / "cnn32_quantized.tflite").is_file()
-    text = retraining.summary(outcome, judgement, settings)
+    text = retraining.summary(outcome, judgement, splits)
     assert ("ACCEPTED" in text) == judgement.accepted
 
 
 @pytest.mark.slow
 def test_learning_bad_pictures_reads_more_of_them(retrained):
-    outcome, _, splits, *_ = retrained
+    outcome, _, splits, _ = retrained
     training = outcome.results["training"]
     assert training["new_pictures"] == np.isin(np.unique(splits.train), range(2000, 2060)).sum()
     assert training["new_share_of_a_batch"] == 0.5
@@ -118,14 +118,14 @@ def test_learning_bad_pictures_reads_more_of_them(retrained):
 
 @pytest.mark.slow
 def test_the_page_has_every_bad_picture(retrained):
-    outcome, _, _, folder, _ = retrained
+    outcome, _, _, folder = retrained
     page = (outcome.run_dir / "review.html").read_text(encoding="utf-8")
     assert page.count("<li ") == 60
     assert all(path.name in page for path in folder.iterdir())
 
 
 def test_reviewed_entries_say_what_both_models_read(retrained):
-    _, _, splits, *_ = retrained
+    _, _, splits, _ = retrained
     bad = np.flatnonzero(splits.pool.source_ids == 1)
     old = np.full((len(bad), 10), -5, np.float32)
     old[:, 3] = 5

@@ -16,6 +16,7 @@ from utils.settings import Settings
 log = logging.getLogger(__name__)
 
 REVIEW_FILE = "review.html"
+MOST_METERS = 5  # whose changes are told
 ROUNDING = 0.3  # points that a quantised file may lose beside its Keras model
 
 
@@ -96,7 +97,7 @@ def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, m
     return Judgement(not reasons, tuple(reasons), bad_before, bad_after, kept_aside)
 
 
-def summary(outcome: Outcome, judgement: Judgement, settings: Settings) -> str:
+def summary(outcome: Outcome, judgement: Judgement, splits: Splits) -> str:
     """What is printed below the table: meters that changed most, the verdict and where the page is."""
     _, text = _score(outcome.results["nb_classes"])
     count, before, after = judgement.kept_aside, judgement.bad_before, judgement.bad_after
@@ -105,7 +106,7 @@ def summary(outcome: Outcome, judgement: Judgement, settings: Settings) -> str:
     where = f"{count} bad pictures kept aside" if count else all_of_them
     file = outcome.results["recommended"]
     lines = [f"{where}: {before:.1%} read {text} before, {after:.1%} now by {file}"]
-    lines += _meter_changes(outcome.results, settings)
+    lines += _meter_changes(outcome.results, splits)
     lines.append(f"review the labels: {outcome.run_dir / REVIEW_FILE}")
     lines.append("ACCEPTED" if judgement.accepted else f"REJECTED: {'; '.join(judgement.reasons)}")
     return "\n".join(lines)
@@ -131,10 +132,9 @@ def _warn(splits: Splits, bad: np.ndarray) -> None:
         log.warning("%d bad pictures are only %d different ones, the rest are near twins", len(bad), groups)
 
 
-def _meter_changes(results: dict, settings: Settings, shown: int = 5) -> list[str]:
+def _meter_changes(results: dict, splits: Splits) -> list[str]:
     score, text = _score(results["nb_classes"])
-    declared = (*settings.data_sources, *settings.test_sources)
-    typefaces = tuple(f"{source['name']}/" for source in declared if source["type"] == "synthetic")
+    typefaces = tuple(f"{splits.pool.source_names[number]}/" for number in splits.drawn)
     after = results["files"][runs.BEST_MODEL_FILE]["sets"]
     changes = [
         (after[name]["per_meter"][meter][score] - was[score], meter, was["n"], was[score])
@@ -143,7 +143,7 @@ def _meter_changes(results: dict, settings: Settings, shown: int = 5) -> list[st
         if not meter.startswith(typefaces)
     ]
     # One picture of three is a large share, but only one reading.
-    largest = sorted(changes, key=lambda change: -abs(change[0]) * change[2])[:shown]
+    largest = sorted(changes, key=lambda change: -abs(change[0]) * change[2])[:MOST_METERS]
     return [
         f"{markup.visible(meter)} ({markup.count(n, 'picture')}): {was:.1%} read {text} before, {was + change:.1%} now"
         for change, meter, n, was in largest
