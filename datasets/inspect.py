@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from utils import console, inspection, inspection_page, recognizers, runs
-from utils.errors import UserError, exit_code
+from utils.errors import exit_code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -36,17 +36,12 @@ def inspect(arguments: argparse.Namespace) -> int:
     print(inspection.summary(found))
     title = f"Inspection of {', '.join(map(str, arguments.sources))}"
     if arguments.csv:
-        write(arguments.csv, inspection.as_csv(found))
+        with runs.written(arguments.csv):
+            runs.write_text(arguments.csv, inspection.as_csv(found))
     if arguments.html:
-        write(arguments.html, inspection_page.page(title, found))
+        with runs.written(arguments.html):
+            runs.write_text(arguments.html, inspection_page.page(title, found))
     return int(inspection.is_damaged(found))
-
-
-def write(path: Path, text: str) -> None:
-    try:
-        runs.write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils import markup, report, report_page, runs
-from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def write(
     """Writes the files that were asked for, and ``robustness.json`` and ``.png`` into run folders that have a card.
 
     Raises:
-        UserError: one of the files can't be written.
+        RunError: one of the files can't be written.
     """
     carded = [(entry["name"], entry["robustness"]) for entry in results["models"] if "robustness" in entry]
     scored = any("scores" in entry for entry in results["models"])
@@ -61,10 +60,8 @@ def write(
     )
     for path, writer, possible in writers:
         if path and possible:
-            try:
+            with runs.written(path):
                 writer(path)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     for entry in results["models"]:
         if "robustness" in entry and Path(entry["path"]).is_dir():
             _into_run(Path(entry["path"]), entry["name"], entry["robustness"])

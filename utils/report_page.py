@@ -25,10 +25,8 @@ def write(run_dir: Path) -> Path:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
         raise RunError(f"{run_dir}: its files are not those of a run of this version ({what})") from error
-    try:
+    with runs.written(run_dir / REPORT_FILE):
         runs.write_text(run_dir / REPORT_FILE, text)
-    except OSError as error:
-        raise RunError(f"{run_dir / REPORT_FILE}: cannot be written ({error.strerror})") from error
     return run_dir / REPORT_FILE
 
 

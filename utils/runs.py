@@ -129,6 +129,15 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """What the system refuses within the block is a RunError: this file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes text through :func:`write`, in UTF-8 wherever it runs: pages say so."""
     write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
