@@ -12,6 +12,12 @@ class UserError(Exception):
     """Its message says what is wrong and what to do; the entry scripts print it without a traceback."""
 
 
+def in_words(error: OSError, where: object) -> str:
+    """What the system refuses, and of which file; ``where`` stands in for one that the error doesn't name."""
+    # Libraries wrap the system's own words in many of theirs.
+    return f"{error.filename or where}: {os.strerror(error.errno) if error.errno else error}"
+
+
 def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     """What an entry script ends with: the exit code of ``work``, 2 for the user's error, 130 for Ctrl-C.
 
@@ -37,7 +43,7 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"{door}: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(f"{door}: {in_words(error, 'input or output')}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"{door}: {error}", file=sys.stderr)

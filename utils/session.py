@@ -35,7 +35,7 @@ from utils import (
     training,
     worst_readings,
 )
-from utils.errors import UserError
+from utils.errors import UserError, in_words
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.quantization import QuantizationMode
@@ -181,9 +181,7 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
 
 def stopped_by_system(name: str, run_dir: Path | None, error: OSError, settings: Settings, then: str) -> Outcome:
     """The outcome of an architecture that a full disk, above all, put an end to; ``then``: what to do afterwards."""
-    # Libraries wrap the system's own words in many of theirs.
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    text = f"{error.filename or settings.output_dir}: {reason}; mend that, then {then}"
+    text = f"{in_words(error, settings.output_dir)}; mend that, then {then}"
     log.error("%s: %s", name, text)
     return Outcome(name, run_dir, None, text)
 
