@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NB_TENTHS = 100
+LABEL_FILE = "labels.txt"  # what makes a folder a source of the type "label_file", and what a review downloads
 
 # Digits are spelled [0-9] because \d also takes other scripts' digits.
 _VALUE = re.compile(r"([0-9])(?:\.([0-9]+)(?:\.[0-9]+)?)?")

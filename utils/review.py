@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils import labels, markup
-
-LABEL_FILE = "labels.txt"
+from utils.labels import LABEL_FILE
 
 LEARNT, ASIDE, LEFT_OUT = "trained on", "kept aside", "not trained on"
 # Of each filter its title; "all" is no kind of picture.

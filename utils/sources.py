@@ -16,6 +16,7 @@ import numpy as np
 
 from utils import labels, pictures
 from utils.errors import UserError
+from utils.labels import LABEL_FILE
 
 MAX_COUNT = 10_000_000  # synthetic pictures
 MAX_WEIGHT = 10_000  # repeats of each training picture
@@ -73,7 +74,7 @@ class DataSource:
     type: str
     path: Path | None
     weight: float = 1.0
-    labels: str = "labels.txt"
+    labels: str = LABEL_FILE
     whole_digits: bool = False
     augmented: bool = False
     count: int = 0
@@ -145,7 +146,7 @@ def declare(folder: Path, weight: float) -> dict[str, Any]:
         raise SourceError(f"{folder} is a file: give the folder that it lies in")
     if not folder.is_dir():
         raise SourceError(f"folder {folder} not found: give a folder with labelled pictures")
-    kind = "label_file" if (folder / "labels.txt").is_file() else _kind_by_names(folder)
+    kind = "label_file" if (folder / LABEL_FILE).is_file() else _kind_by_names(folder)
     return {"name": folder.resolve().name or "new", "type": kind, "path": str(folder), "weight": weight}
 
 
@@ -171,11 +172,12 @@ def with_source(
     listed = parse_sources(declared, "DATA_SOURCES")
     for number, known in enumerate(listed):
         if known.path and known.path.resolve() == folder:
-            goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == "labels.txt"
+            goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == LABEL_FILE
             if entry["type"] == "label_file" and not goes_by_it:
                 raise SourceError(
-                    f"data source {known.name!r} in DATA_SOURCES in parameters.py does not go by the labels.txt in its"
-                    ' folder: set its "type" to "label_file" and its "labels" to "labels.txt", or take the file away'
+                    f"data source {known.name!r} in DATA_SOURCES in parameters.py does not go by the"
+                    f' {LABEL_FILE} in its folder: set its "type" to "label_file" and its "labels" to'
+                    f' "{LABEL_FILE}", or take the file away'
                 )
             changed = {**declared[number], "weight": entry["weight"]}
             return [*declared[:number], changed, *declared[number + 1 :]], known.name
