@@ -181,4 +181,3 @@ def test_labels_without_tenths(tmp_path, caplog):
     cv2.imwrite(str(tmp_path / "3_a.png"), np.zeros((32, 20, 3), np.uint8))
     assert not benchmark_pictures.load([str(tmp_path)]).has_tenths
     assert "models are compared by digit" in caplog.text
-    assert benchmark.common_metric([{"scores": {"within_0.1": 1.0}}], False) == "digit"

@@ -54,15 +54,10 @@ def run(paths: Sequence[Path], pictures: Pictures, options: Options) -> dict[str
             "meters": len(np.unique(pictures.counted)),
             "has_tenths": pictures.has_tenths,
         },
-        "metric": common_metric(entries, pictures.has_tenths),
+        "metric": comparison.common_metric(right.values(), pictures.has_tenths),
         "models": entries,
         "pairs": [{**asdict(pair), "differs": pair.differs} for pair in compared],
     }
-
-
-def common_metric(entries: Sequence[dict[str, Any]], has_tenths: bool) -> str:
-    """What all models can be compared by: ``within_0.1`` if every one reads tenths and the labels have them."""
-    return comparison.common_metric((entry["scores"] for entry in entries if "scores" in entry), has_tenths)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

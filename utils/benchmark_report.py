@@ -37,7 +37,7 @@ COLUMNS = (
 
 def summary(results: dict[str, Any]) -> str:
     """All tables, one after the other, and the reasons of what could not be measured."""
-    parts = [_scores(results), _notes(results["models"]), _pairs(results["pairs"])]
+    parts = [_scores(results), _notes(results["models"]), "\n".join(map(_pair, results["pairs"]))]
     parts += [_robustness(results["models"]), _readings(results["models"])]
     return "\n\n".join(filter(None, parts))
 
@@ -177,10 +177,6 @@ def _notes(entries: Sequence[dict[str, Any]]) -> str:
         if share := entry.get("scores", {}).get("not_readable"):
             lines.append(f"{name} calls {share:.2%} of the pictures not readable; they count as not right")
     return "\n".join(lines)
-
-
-def _pairs(pairs: Sequence[dict[str, Any]]) -> str:
-    return "\n".join(_pair(pair) for pair in pairs)
 
 
 def _pair(pair: dict[str, Any]) -> str:

@@ -39,14 +39,14 @@ def points(run_dir: Path, results: dict, metric: str) -> list[Point]:
     Folders without readable results are passed over.
     """
     meters = _meters(results, test_set(results))
-    own = _point(run_dir, "this run", results, test_set(results), metric)
-    found = {run_dir.resolve(): own}
+    found = {run_dir.resolve(): _point(run_dir, "this run", results, test_set(results), metric)}
     for kind, folder in (("zoo", ZOO), ("other run", run_dir.parent)):
         for path in sorted(folder.glob(f"*/{runs.RESULTS_FILE}")):
             if path.parent.resolve() not in found:
                 found[path.parent.resolve()] = _comparable(path, kind, results, meters, metric)
     known = [point for point in found.values() if point]
-    if (results["nb_classes"], sum(meters.values()), len(meters)) == _measured_baseline():
+    measured = results["nb_classes"], sum(meters.values()), len(meters)
+    if measured == (BASELINE_CLASSES, BASELINE_PICTURES, BASELINE_METERS):
         known.append(BASELINE)
     return known
 
@@ -58,10 +58,6 @@ def best(found: Sequence[Point]) -> list[Point]:
         if not front or point.score > front[-1].score:
             front.append(point)
     return front
-
-
-def _measured_baseline() -> tuple[int, int, int]:
-    return BASELINE_CLASSES, BASELINE_PICTURES, BASELINE_METERS
 
 
 def _comparable(path: Path, kind: str, own: dict, meters: dict[str, int], metric: str) -> Point | None:
