@@ -1,6 +1,6 @@
 """The same metrics for a Keras model and for an exported file, on the same pictures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -12,9 +12,7 @@ RESAMPLES = 1000  # of the meters, for an interval
 
 def keras_logits(model, images: np.ndarray) -> np.ndarray:
     """Logits of a Keras model, ``(N, nb_classes)`` float32, for ``(N, H, W, C)`` uint8 pictures."""
-    starts = console.progress(range(0, len(images), BATCH), "Keras", unit="batch")
-    logits = [model.predict_on_batch(images[start : start + BATCH]) for start in starts]
-    return np.concatenate([np.empty((0, model.output_shape[-1]), np.float32), *logits])
+    return _in_batches(model.predict_on_batch, images, "Keras", model.output_shape[-1])
 
 
 def file_logits(name: str, content: bytes, images: np.ndarray) -> np.ndarray:
@@ -26,9 +24,7 @@ def file_logits(name: str, content: bytes, images: np.ndarray) -> np.ndarray:
     if not name.endswith(".espdl"):
         return tflite_logits(content, images, name)
     model = espdl_file.read(content)
-    starts = console.progress(range(0, len(images), BATCH), name, unit="batch")
-    logits = [espdl_run.logits(model, images[start : start + BATCH]) for start in starts]
-    return np.concatenate([np.empty((0, model.outputs[0].shape[-1]), np.float32), *logits])
+    return _in_batches(lambda part: espdl_run.logits(model, part), images, name, model.outputs[0].shape[-1])
 
 
 def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite") -> np.ndarray:
@@ -42,12 +38,12 @@ def tflite_logits(content: bytes, images: np.ndarray, description: str = "tflite
         FileError, MicroError: no TFLite file, or it doesn't run.
     """
     facts = tflite_file.read(content)
-    inputs = micro.inputs_for(facts, images)
     exact = micro.run if micro.available() else micro.reference
     run = micro.floating if facts.float_tensors else exact
-    starts = console.progress(range(0, max(len(inputs), 1), BATCH), description, unit="batch")
-    raw = np.concatenate([run(content, inputs[start : start + BATCH]) for start in starts])
-    values, step = raw.astype(np.float32), 1e-6
+    inputs = micro.inputs_for(facts, images)
+    # 8 bits are exact in float32, too.
+    values = _in_batches(lambda part: run(content, part), inputs, description, facts.output.shape[-1])
+    step = 1e-6
     if facts.output.scale is not None:
         values, step = (values - facts.output.zero_point) * facts.output.scale, facts.output.scale
     # An 8-bit probability of 0 is one below half a step.
@@ -130,3 +126,10 @@ def interval(right: np.ndarray, groups: np.ndarray) -> list[float] | None:
     drawn = np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))
     shares = hits[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     return [round(float(end), 6) for end in np.percentile(shares, (2.5, 97.5))]
+
+
+def _in_batches(outputs_of: Callable, pictures: np.ndarray, description: str, nb_classes: int) -> np.ndarray:
+    """Outputs ``(N, nb_classes)`` float32, shown as a bar; of no pictures, too."""
+    starts = console.progress(range(0, len(pictures), BATCH), description, unit="batch")
+    outputs = [outputs_of(pictures[start : start + BATCH]) for start in starts]
+    return np.concatenate([np.empty((0, nb_classes), np.float32), *outputs])
