@@ -98,8 +98,8 @@ def encode(tensor: TensorFacts, images: np.ndarray, pixels: PixelRange) -> np.nd
         return _table(pixels).astype(np.float32)[images]
     if tensor.scale is None:
         return micro.encode(images, tensor.dtype)
-    ends = np.iinfo(tensor.dtype)
-    return _quantised(tensor, pixels).clip(ends.min, ends.max).astype(tensor.dtype)[images]
+    ends, steps = np.iinfo(tensor.dtype), np.round(_table(pixels) / tensor.scale) + tensor.zero_point
+    return steps.clip(ends.min, ends.max).astype(tensor.dtype)[images]
 
 
 def names(nb_outputs: int) -> tuple[str, ...]:
@@ -154,15 +154,10 @@ def _around(outputs: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _ends(tensor: TensorFacts) -> tuple[float, float]:
-    """The smallest and the largest number that an integer input can stand for."""
-    ends = np.iinfo(tensor.dtype)
-    return (ends.min - tensor.zero_point) * tensor.scale, (ends.max - tensor.zero_point) * tensor.scale
-
-
 def _holding(tensor: TensorFacts) -> dict[PixelRange, tuple[float, float]]:
     """The ranges that hold the numbers of an integer input: how far the ends are away, and which share is filled."""
-    low, high = _ends(tensor)
+    ends = np.iinfo(tensor.dtype)
+    low, high = ((end - tensor.zero_point) * tensor.scale for end in (ends.min, ends.max))
     held = {}
     for pixels in PIXEL_RANGES:
         first, last = _table(pixels)[[0, -1]]
@@ -194,7 +189,3 @@ def _of_first(first: First) -> PixelRange | None:
 
 def _table(pixels: PixelRange) -> np.ndarray:
     return pixels.factor * np.arange(256) + pixels.offset
-
-
-def _quantised(tensor: TensorFacts, pixels: PixelRange) -> np.ndarray:
-    return np.round(_table(pixels) / tensor.scale) + tensor.zero_point
