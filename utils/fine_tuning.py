@@ -72,11 +72,11 @@ def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mi
     """
     # Replayed, new pictures would be taught with what the old model misreads.
     augmented = tuple(name for name in augmented if name not in plan.new)
-    train, source_ids = np.unique(splits.train), splits.pool.source_ids
-    of = {name: np.isin(source_ids[train], [splits.source(one) for one in names])
-          for name, names in (("new", plan.new), ("augmented", augmented))}  # fmt: skip
-    originals = train[~of["new"] & ~of["augmented"]]
-    new, changeable = train[of["new"]], train[of["augmented"]] if augmented else originals
+    train = np.unique(splits.train)
+    names = np.array(splits.pool.source_names)[splits.pool.source_ids[train]]
+    is_new, is_augmented = np.isin(names, plan.new), np.isin(names, augmented)
+    originals = train[~is_new & ~is_augmented]
+    new, changeable = train[is_new], train[is_augmented] if augmented else originals
     if plan.new and not len(new):
         raise FineTuningError(
             f"none of the pictures of {', '.join(plan.new)} is left to learn from: they are twins of pictures that are "
