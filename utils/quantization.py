@@ -25,18 +25,12 @@ class QuantizationMode:
 
 
 FLOAT = QuantizationMode("FLOAT")
-# Without QUANTIZE_MODEL nothing is quantised: the other two flags have nothing to act on.
-IGNORED = {
-    (True, False): "USE_QAT is ignored: QUANTIZE_MODEL is False",
-    (False, True): "ESP_DL_QUANTIZE is ignored: QUANTIZE_MODEL is False",
-    (True, True): "USE_QAT and ESP_DL_QUANTIZE are ignored: QUANTIZE_MODEL is False",
-}
-# QUANTIZE_MODEL, USE_QAT, ESP_DL_QUANTIZE -> mode
+# QUANTIZE_MODEL, USE_QAT, ESP_DL_QUANTIZE -> mode; without the first the other two have nothing to act on.
 MODES = {
     (False, False, False): FLOAT,
-    (False, True, False): replace(FLOAT, note=IGNORED[True, False]),
-    (False, False, True): replace(FLOAT, note=IGNORED[False, True]),
-    (False, True, True): replace(FLOAT, note=IGNORED[True, True]),
+    (False, True, False): replace(FLOAT, note="USE_QAT is ignored: QUANTIZE_MODEL is False"),
+    (False, False, True): replace(FLOAT, note="ESP_DL_QUANTIZE is ignored: QUANTIZE_MODEL is False"),
+    (False, True, True): replace(FLOAT, note="USE_QAT and ESP_DL_QUANTIZE are ignored: QUANTIZE_MODEL is False"),
     (True, False, False): QuantizationMode("PTQ", int8=True),
     (True, True, False): QuantizationMode("QAT", int8=True, qat=True),
     (True, False, True): QuantizationMode("PTQ", int8=True, espdl=True),
