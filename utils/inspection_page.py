@@ -53,13 +53,7 @@ def _kind(kind: str, chosen: Sequence[Inspected]) -> str:
 
 
 def _card(one: Inspected, finding: str) -> str:
-    picture = "<span class='gone'>no picture</span>"
-    if one.image is not None:
-        height, width = one.image.shape[:2]
-        picture = (
-            f"<img alt='' loading='lazy' decoding='async' width='{width}' height='{height}' "
-            f"src='data:image/png;base64,{markup.png(one.image)}'>"
-        )
+    picture = "<span class='gone'>no picture</span>" if one.image is None else markup.picture(one.image)
     return (
         f"<li>{picture}<div><b>{markup.escaped(one.label or 'no label')}</b><p>{markup.breakable(finding)}</p>"
         f"<small><bdi>{markup.breakable(one.place)}</bdi></small></div></li>"

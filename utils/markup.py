@@ -118,6 +118,13 @@ def png(image: np.ndarray) -> str:
     return base64.b64encode(data).decode()
 
 
+def picture(image: np.ndarray) -> str:
+    """A picture (H, W, C) uint8 as an element of a page with many: it is decoded when it comes into view."""
+    height, width = image.shape[:2]
+    size = f"width='{width}' height='{height}'"
+    return f"<img alt='' loading='lazy' decoding='async' {size} src='data:image/png;base64,{png(image)}'>"
+
+
 def count(number: int, noun: str) -> str:
     """A number with its noun: 1 picture, 1,200 pictures."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

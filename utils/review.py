@@ -164,14 +164,12 @@ def _bar(counts: dict[str, int]) -> str:
 
 
 def _card(number: int, entry: Reviewed, kinds: list[str], named: bool, pattern: str, example: str) -> str:
-    height, width = entry.image.shape[:2]
     suspicious = "suspicious" in kinds
     take = f"<button type='button' class='take' value='{entry.new[0]}'>Take {entry.new[0]}</button>"
     return (
         f"<li class='{' '.join(kinds)}'><fieldset{'' if named else ' disabled'}>"
         f"<legend><bdi>{markup.escaped(entry.file)}</bdi></legend>"
-        f"<div class='seen'><img alt='' loading='lazy' decoding='async' width='{width}' height='{height}' "
-        f"src='data:image/png;base64,{markup.png(entry.image)}'>"
+        f"<div class='seen'>{markup.picture(entry.image)}"
         f"<dl><dt>Labelled</dt><dd>{markup.escaped(entry.label)}</dd>{_read('Old model', entry.old)}"
         f"{_read('New model', entry.new)}</dl></div>"
         f"<p class='tags'>{_tags(kinds, entry.part)}</p>"
