@@ -13,7 +13,6 @@ import pytest
 from tests.conftest import write_digit
 from tests.kitchen import put, read_lines
 from utils import readers, review, synthetic
-from utils.labels import LabelError
 from utils.review import ASIDE, LEARNT, Reviewed
 from utils.sources import DataSource, SourceError
 
@@ -107,12 +106,6 @@ def test_models_that_read_a_tenth_apart_doubt_the_label_together():
     """What is learnt moves many a reading by a tenth."""
     assert review.is_suspicious(reviewed(old=("7.0", 0.9), new=("6.9", 0.9)), 100)
     assert not review.is_suspicious(reviewed(label="3", old=("7", 0.9), new=("6", 0.9)), 10)
-
-
-def test_labels_that_are_none_are_refused():
-    for label in ("12", "N"):
-        with pytest.raises(LabelError):
-            review.page("t", [reviewed(label=label)], 100, "bad")
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

@@ -39,7 +39,7 @@ class Reviewed:
 
 def is_wrong(entry: Reviewed, nb_classes: int) -> bool:
     """Whether the new model's reading differs from the label, for 100 classes by more than a tenth."""
-    label = labels.to_classes(_tenths(entry.label), nb_classes)
+    label = labels.to_classes(labels.parse(entry.label).tenths, nb_classes)
     return not labels.alike(_class(entry.new, nb_classes), label, nb_classes)
 
 
@@ -115,13 +115,6 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
 
 def _class(reading: tuple[str, float], nb_classes: int) -> int:
     return labels.class_names(nb_classes).index(reading[0])
-
-
-def _tenths(label: str) -> int:
-    parsed = labels.parse(label)
-    if parsed is None:
-        raise labels.LabelError(f"label {label!r} is none of a reviewed picture: it says that nobody can read it")
-    return parsed.tenths
 
 
 def _kinds(entry: Reviewed, nb_classes: int) -> list[str]:
