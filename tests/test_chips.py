@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from utils import chips, espdl_project
+from utils import chips
 from utils.settings import CHOICES, SettingsError, load
 
 
@@ -26,10 +26,6 @@ def installed(monkeypatch):
 
 def test_known_chips_pass(installed):
     chips.check(wanted(esp_dl_targets=list(chips.CHIPS)))
-
-
-def test_every_chip_has_a_project():
-    assert set(espdl_project.TARGETS) == set(chips.CHIPS)
 
 
 @pytest.mark.parametrize(

@@ -159,41 +159,8 @@ def test_only_espdl_files_are_embedded(name):
         project(release_file=name)
 
 
-def test_names_that_become_one_symbol_are_refused():
-    for name in ("dig-1.2_esp32s3.espdl", "dig_1-2_esp32s3.espdl"):
-        with pytest.raises(espdl_project.ProjectError, match="the same in C"):
-            project(debug_file=name)
-
-
-def test_other_chips_are_refused():
-    for target in ("c", "esp32c3", "ESP32S3", ""):
-        for call in (project, espdl_project.folder):
-            with pytest.raises(espdl_project.ProjectError, match="esp32, esp32s3, esp32p4"):
-                call(target)
-
-
 def test_every_chip_with_files_has_a_project():
     assert set(espdl_project.TARGETS) == set(chips.CHIPS)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"true_class": 100},
-        {"true_class": -1},
-        {"nb_classes": 10, "true_class": 10},
-        {"nb_classes": 11},
-        {"channels": 2},
-    ],
-)
-def test_impossible_pictures_and_classes_are_refused(changed):
-    with pytest.raises(ValueError, match=r"class|picture"):
-        project(**changed)
-
-
-def test_a_picture_of_floats_is_refused():
-    with pytest.raises(ValueError, match="uint8"):
-        espdl_project.files("esp32", "dig.espdl", "dig_debug.espdl", picture() / 255, 1, 10, None)
 
 
 # Stand-ins for the headers of esp-dl and ESP-IDF, cut down to what main.cpp uses. Signatures as in espressif/esp-dl:

@@ -9,7 +9,6 @@ import string
 
 import numpy as np
 
-from utils import labels
 from utils.chips import ESP_DL_VERSION
 from utils.errors import UserError
 
@@ -49,7 +48,7 @@ TARGETS = tuple(_CHIP_SETTINGS)
 
 
 class ProjectError(UserError):
-    """A name or a chip for which no project can be written."""
+    """A name for which no project can be written."""
 
 
 class _Template(string.Template):
@@ -250,8 +249,7 @@ _TEMPLATES = {
 
 
 def folder(target: str) -> str:
-    """Name of the project's folder for a chip of ``TARGETS``; ProjectError for another chip."""
-    _check_target(target)
+    """Name of the project's folder for a chip of ``TARGETS``."""
     return f"espdl_{target}"
 
 
@@ -279,12 +277,10 @@ def files(
         threshold: confidence 0..1 below which a reading is called unsure; None: no reading is.
 
     Raises:
-        ProjectError: another chip, or names that can't stand in CMake and C files or become one name in C.
-        ValueError: picture, class or number of classes are not as above.
+        ProjectError: names that can't stand in CMake and C files.
     """
-    _check_target(target)
-    if _symbol(debug_file) == _symbol(release_file):
-        raise ProjectError(f"the names {release_file!r} and {debug_file!r} are the same in C; choose another for one")
+    height, width, channels = picture.shape
+    rows = (picture.astype(np.int16).reshape(height, -1) - 128).tolist()
     values = {
         "target": target,
         "chip_settings": _CHIP_SETTINGS[target],
@@ -296,14 +292,13 @@ def files(
         "esp_dl_version": ESP_DL_VERSION,
         "nb_classes": nb_classes,
         "threshold": f"{threshold or 0:.6f}",
-        **_picture_values(picture, true_class, nb_classes),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "true_class": true_class,
+        "rows": "\n".join("    " + ", ".join(map(str, row)) + "," for row in rows),
     }
     return {path: _Template(text).substitute(values) for path, text in _TEMPLATES.items()}
-
-
-def _check_target(target: str) -> None:
-    if target not in TARGETS:
-        raise ProjectError(f"no ESP-IDF project for the chip {target!r}; there are {', '.join(TARGETS)}")
 
 
 def _symbol(file_name: str) -> str:
@@ -314,19 +309,3 @@ def _symbol(file_name: str) -> str:
         )
     # As CMake's MAKE_C_IDENTIFIER, with which esp-dl names embedded files.
     return "_binary_" + re.sub(r"[.-]", "_", file_name) + "_start"
-
-
-def _picture_values(picture: np.ndarray, true_class: int, nb_classes: int) -> dict[str, object]:
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3):
-        raise ValueError(f"a picture is (H, W, 1 or 3) uint8, not {picture.shape} {picture.dtype}")
-    if not 0 <= true_class < len(labels.class_names(nb_classes)):
-        raise ValueError(f"class {true_class} is not one of {nb_classes}")
-    height, width, channels = picture.shape
-    rows = picture.astype(np.int16).reshape(height, -1) - 128
-    return {
-        "height": height,
-        "width": width,
-        "channels": channels,
-        "true_class": int(true_class),
-        "rows": "\n".join("    " + ", ".join(map(str, row)) + "," for row in rows.tolist()),
-    }
