@@ -208,15 +208,14 @@ def write_papers(
     for file in files:
         verdicts = [file.verdict] if file.verdict else []
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
-        nb_classes = settings.nb_classes
-        described = (file.name, file.content, nb_classes, verdicts, entry_scores, origin, threshold)
-        entries.append(manifest.file_entry(*described))
+        described = file.name, file.content, settings.nb_classes
+        entries.append(manifest.file_entry(*described, verdicts, entry_scores, origin, threshold))
         if file.kind == "espdl":
             espdl_deployment.write(run_dir, file.verdict.target, file.name, file.espdl, splits, threshold)
         elif file.kind != "float":
             _write_golden(run_dir, file, splits)
         if file.companion:
-            text = manifest.companion_text(file.name, file.content, nb_classes, file.verdict.arena_bytes, threshold)
+            text = manifest.companion_text(*described, file.verdict.arena_bytes, threshold)
             runs.write_text(run_dir / file.companion, text)
     runs.write_json(run_dir / runs.MANIFEST_FILE, manifest.build(entries))
 

@@ -26,17 +26,13 @@ ARENA_NOTE = (
     "with the scratch memory that kernels made for the chip (esp-nn) ask for at most, rounded up to 1 KiB"
 )
 ENCODINGS = {"int8": "int8 = pixel - 128", "uint8": "uint8 = pixel 0..255", "float32": "float32 = pixel 0..255"}
-CLASS_NAMES = {
-    10: "class = digit",
-    11: "class = digit, class 10 = not readable",
-    100: "class / 10 = digit.tenth",
-}
+CLASS_NAMES = {10: "class = digit", 100: "class / 10 = digit.tenth"}
 DECODINGS = {
     "logits": "class = index of the largest output; probabilities = softmax of the dequantised outputs",
     "probabilities": "class = index of the largest output; probabilities = the dequantised outputs",
 }
 CONFIDENCES = {
-    **dict.fromkeys((10, 11), "confidence = probability of the class"),
+    10: "confidence = probability of the class",
     100: "confidence = probabilities of the class and of its two neighbours (0 is next to 99) added up",
 }
 
@@ -106,7 +102,7 @@ def file_entry(
     Args:
         name: its name in the run folder.
         content: the TFLite or, if ``name`` ends in ``.espdl``, ESP-DL file.
-        nb_classes: 10, 11 or 100.
+        nb_classes: 10 or 100.
         verdicts: of :func:`utils.gate.check`; the accepting ones become ``targets``.
         scores: figures measured on this file, as JSON values.
         training: where the model comes from.
