@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from utils import chips, console, devices, markup, model_files, runs, sources
-from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
+from utils.settings import parse_assignments
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -34,10 +34,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def fine_tune(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
-    given = settings_module.parse_assignments(arguments.set)
-    model_file = model_files.find(arguments.model_path, Path(settings_module.load(**given).output_dir))
-    # The model says what it reads; what was given wins, and is refused where it doesn't fit.
-    settings = model_files.settings_to_go_on(model_file, given)
+    model_file, settings = model_files.to_go_on(arguments.model_path, parse_assignments(arguments.set))
     chips.check(settings)
     runs.check_output(settings)
     new = []

@@ -661,12 +661,12 @@ def test_what_a_models_run_adds_to_contradicting_settings_is_said(trained_run, t
     (tmp_path / runs.SETTINGS_FILE).write_text(json.dumps({"settings": saved}))
     given = {"label_spread": 0.0}
     with pytest.raises(settings_module.SettingsError) as refused:
-        model_files.settings_to_go_on(tmp_path / "a.keras", given)
+        model_files.to_go_on(tmp_path / "a.keras", given)
     assert str(refused.value) == (
         "TEST_SHARE = 0 without TEST_SOURCES leaves nothing to measure on: set one of them; of the model's run are "
         "SEED = 7, SPLIT_BY = 'cluster', TEST_SHARE = 0.0, VALIDATION_SHARE = 0.1"
     )
-    found = model_files.settings_to_go_on(tmp_path / "a.keras", {**given, "test_share": 0.2})
+    _, found = model_files.to_go_on(tmp_path / "a.keras", {**given, "test_share": 0.2})
     assert (found.label_spread, found.seed, found.test_share) == (0, 7, 0.2)
 
 

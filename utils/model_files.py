@@ -175,16 +175,19 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
         return found
 
 
-def settings_to_go_on(path: Path, given: dict[str, Any]) -> Settings:
-    """The settings to teach a model further: what is ``given``, else :func:`trained_with`, else ``parameters.py``.
+def to_go_on(path: Path | None, given: dict[str, Any]) -> tuple[Path, Settings]:
+    """The file that :func:`find` finds, and the settings to teach that model further.
+
+    They are what is ``given``, refused where it doesn't fit, else :func:`trained_with`, else ``parameters.py``.
 
     Raises:
-        ModelFileError: what :func:`declared` says.
+        ModelFileError: what :func:`find` and :func:`declared` say.
         SettingsError: they don't fit together; the message names what is the run's, which nobody may have in mind.
     """
+    path = find(path, Path(settings_module.load(**given).output_dir))
     found = trained_with(path)
     try:
-        return settings_module.load(**{**found, **given})
+        return path, settings_module.load(**{**found, **given})
     except settings_module.SettingsError as error:
         own = ", ".join(f"{name.upper()} = {found[name]!r}" for name in OF_RUN if name in found and name not in given)
         raise settings_module.SettingsError(f"{error}; of the model's run are {own}" if own else str(error)) from error
