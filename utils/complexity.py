@@ -50,7 +50,7 @@ def file_bytes(model: keras.Model, quantized: bool = True) -> int:
 def _call(node: Any) -> int:
     """What one use of a layer takes."""
     layer, source, target = node.operation, node.input_tensors, node.output_tensors[0]
-    if isinstance(layer, layers.Dense | layers.DepthwiseConv2D | layers.Conv2D):
+    if isinstance(layer, WEIGHTED):
         # A depthwise kernel (h, w, C, M) gives C*M channels, a plain one (h, w, C, F) has its groups taken out of C.
         return _places(target) * math.prod(layer.kernel.shape)
     if isinstance(layer, layers.SeparableConv2D):

@@ -123,12 +123,11 @@ def misplaced_constants(model: EspdlModel) -> list[str]:
     """
     channels_last, found = set(), []
     for node in model.nodes:
-        constants = [name for name in node.inputs if name in model.initializers]
         inherits = node.operator != "Transpose" and not channels_last.isdisjoint(node.inputs)
         if node.operator in _CHANNELS_LAST or (inherits and len(model.values[node.outputs[0]].shape) == 4):
             channels_last.update(node.outputs)
         if node.operator in _ELEMENTWISE and inherits:
-            found += [name for name in constants if model.initializers[name].values.size > 1]
+            found += [name for name in _constants(model, node) if model.initializers[name].values.size > 1]
     return found
 
 
