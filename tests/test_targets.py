@@ -16,11 +16,6 @@ def test_file_names(target, name):
     assert targets.file_name(target, "cnn32", 100, "0182") == name
 
 
-def test_companion_names():
-    assert targets.companion_name("esphome", "cnn32", 100, "0182") == "cnn32_esphome.txt"
-    assert targets.companion_name("tflite_micro", "cnn32", 100, "0182") is None
-
-
 def test_names_that_leave_the_folder_are_refused():
     for model, version in (("../cnn32", "1"), ("cnn32", "0/1"), ("", "1")):
         with pytest.raises(targets.TargetError, match="can't be part of a file name"):

@@ -160,7 +160,7 @@ def _for_device(
     if target is None:
         return DeviceFile(name, content, kind)
     verdict = gate.check(target, content, settings.nb_classes, targets.soft_labels(settings), samples)
-    companion = targets.companion_name(target, quantized.name, settings.nb_classes, settings.model_version)
+    companion = name.removesuffix(".tflite") + ".txt" if device.has_companion else None
     return DeviceFile(name, content, kind, verdict, companion)
 
 

@@ -37,13 +37,13 @@ class Target:
     ``io_type`` is what ``export.integer_tflite`` is to be asked for, None for QUANTIZED_IO_TYPE; ``rgb``: a grey
     model is wrapped so that its file takes RGB. ``outputs`` says what the firmware makes of a number of outputs; of
     those, ``needs_soft_labels`` must have been trained on targets shared between neighbours, and ``needs_softmax``
-    must come as probabilities instead of logits. ``float_inside``: float kernels are compiled in.
+    must come as probabilities instead of logits. ``float_inside``: float kernels are compiled in; ``has_companion``: it
+    looks for the operators in a text of the file's name.
     """
 
     name: str
     description: str
     file_pattern: str
-    companion_pattern: str | None
     input_types: frozenset[str]
     output_types: frozenset[str]
     operators: frozenset[str]
@@ -58,6 +58,7 @@ class Target:
     outputs: dict[int, str] = field(default_factory=dict)
     needs_soft_labels: frozenset[int] = frozenset()
     needs_softmax: frozenset[int] = frozenset()
+    has_companion: bool = False
 
 
 TARGETS = {
@@ -67,7 +68,6 @@ TARGETS = {
             name="tflite_micro",
             description="any firmware with TFLite Micro",
             file_pattern="{model}_quantized.tflite",
-            companion_pattern=None,
             input_types=frozenset({"int8", "uint8"}),
             output_types=frozenset({"int8", "uint8"}),
             operators=MICRO_OPERATORS,
@@ -77,7 +77,6 @@ TARGETS = {
             description="the AI-on-the-edge-device firmware",
             # Named like the firmware's own files, which its lists go by; s2 is the size of model, q says quantised.
             file_pattern="dig-class{classes}_{version}_s2_q.tflite",
-            companion_pattern=None,
             input_types=frozenset({"float32"}),
             output_types=frozenset({"float32"}),
             operators=frozenset(
@@ -107,8 +106,7 @@ TARGETS = {
             name="esphome",
             description="the meter reader component of ESPHome",
             file_pattern="{model}_esphome.tflite",
-            # The component looks for the operators in a text of the same name.
-            companion_pattern="{model}_esphome.txt",
+            has_companion=True,
             input_types=frozenset({"uint8"}),
             output_types=frozenset({"uint8"}),
             operators=MICRO_OPERATORS,
@@ -169,12 +167,6 @@ def file_name(target: str, model_name: str, nb_classes: int, version: str) -> st
         TargetError: unknown target, or a name that is no plain file name.
     """
     return _fill(get(target).file_pattern, model_name, nb_classes, version)
-
-
-def companion_name(target: str, model_name: str, nb_classes: int, version: str) -> str | None:
-    """Name of the text next to the file, None if the device wants none; see :func:`file_name`."""
-    pattern = get(target).companion_pattern
-    return None if pattern is None else _fill(pattern, model_name, nb_classes, version)
 
 
 def _fill(pattern: str, model_name: str, nb_classes: int, version: str) -> str:
