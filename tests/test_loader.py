@@ -17,7 +17,7 @@ def source(folder, name="own", **more):
 def clusters_of(splits, indices):
     from utils import twins
 
-    return set(twins.twin_clusters(loader._all_images(splits.pool))[indices].tolist())
+    return set(twins.twin_clusters(np.concatenate(splits.pool.arrays))[indices].tolist())
 
 
 def parts(splits):

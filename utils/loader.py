@@ -77,10 +77,9 @@ class Splits:
     clusters: np.ndarray
     drawn: tuple[int, ...] = ()
 
-    def source(self, name: str) -> int | None:
-        """Number of a source in ``pool.source_ids``, None if there is none of that name."""
-        names = self.pool.source_names
-        return names.index(name) if name in names else None
+    def source(self, name: str) -> int:
+        """Number of a source in ``pool.source_ids``."""
+        return self.pool.source_names.index(name)
 
 
 def aside_of(source: str) -> str:
@@ -115,7 +114,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     pool = _pool(read, settings.nb_classes)
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
-    exact = twins.exact_groups(_all_images(pool))
+    exact = twins.exact_groups(itertools.chain(*pool.arrays))
     # Those of a new meter stay together however the old ones are dealt out: else a retraining would be judged by twins.
     clusters = exact if settings.split_by == "image" and not new else _clusters(pool, exact, drawn)
     is_new = np.isin(pool.source_ids[own], [i for i, source in enumerate(used) if source.name in new])
@@ -198,15 +197,10 @@ def _pool(read: list[SourceData], nb_classes: int) -> Pool:
     )
 
 
-def _all_images(pool: Pool, without: Collection[int] = ()) -> np.ndarray:
-    """Pixels of all pictures but those of the sources ``without``; a single source's array itself, not a copy."""
-    arrays = [array for number, array in enumerate(pool.arrays) if number not in without] or [pool.arrays[0][:0]]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
 def _clusters(pool: Pool, exact: np.ndarray, drawn: Collection[int]) -> np.ndarray:
     """Twins by number; pictures of ``drawn`` sources have none but copies, and looking for more would take longest."""
-    found = twins.twin_clusters(_all_images(pool, without=drawn))
+    arrays = [array for number, array in enumerate(pool.arrays) if number not in drawn] or [pool.arrays[0][:0]]
+    found = twins.twin_clusters(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
     cluster_of_group = np.arange(len(exact)) + found.max(initial=-1) + 1
     cluster_of_group[exact[~np.isin(pool.source_ids, drawn)]] = found
     return cluster_of_group[exact]

@@ -4,6 +4,7 @@ Near twins are pictures of one camera minutes apart: same wheel position, slight
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -36,12 +37,12 @@ PIECE_RADIUS = 2 * MAX_DIFFERENCE
 CHUNK = 20_000
 
 
-def exact_groups(images: np.ndarray) -> np.ndarray:
-    """Group numbers (N,) int32 of images (N, H, W, C) uint8: equal if and only if the pixels are identical."""
+def exact_groups(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Group numbers (N,) int32 of N images (H, W, C) uint8: equal if and only if the pixels are identical."""
     numbers: dict[bytes, int] = {}
     digests = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
     groups = (numbers.setdefault(digest, len(numbers)) for digest in digests)
-    return np.fromiter(groups, np.int32, len(images))
+    return np.fromiter(groups, np.int32)
 
 
 def twin_clusters(images: np.ndarray) -> np.ndarray:
