@@ -204,7 +204,7 @@ def _in_its_range(model: Recognizer, source: DataSource, entries: list[Entry], f
 
 def _inspected(source: DataSource, entry: Entry) -> Inspected:
     tenths = entry.label.tenths if entry.label else None
-    label = readers.NOT_READABLE if tenths is None else labels.class_names(100)[tenths]
+    label = readers.NOT_READABLE if tenths is None else labels.text(tenths, 100)
     return Inspected(source.name, os.path.join(source.path, entry.file.name), entry.meter, tenths, label)
 
 

@@ -39,13 +39,12 @@ class Reviewed:
 
 def is_wrong(entry: Reviewed, nb_classes: int) -> bool:
     """Whether the new model's reading differs from the label, for 100 classes by more than a tenth."""
-    label = labels.to_classes(labels.parse(entry.label).tenths, nb_classes)
-    return not labels.alike(_class(entry.new, nb_classes), label, nb_classes)
+    return not labels.alike(*(_class(text, nb_classes) for text in (entry.new[0], entry.label)), nb_classes)
 
 
 def is_suspicious(entry: Reviewed, nb_classes: int) -> bool:
     """Whether both models read the same, but not what the label says: then it is often the label that is wrong."""
-    same = labels.alike(*(_class(reading, nb_classes) for reading in (entry.old, entry.new)), nb_classes)
+    same = labels.alike(*(_class(text, nb_classes) for text, _ in (entry.old, entry.new)), nb_classes)
     return bool(same) and is_wrong(entry, nb_classes)
 
 
@@ -113,8 +112,8 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
     )
 
 
-def _class(reading: tuple[str, float], nb_classes: int) -> int:
-    return labels.class_names(nb_classes).index(reading[0])
+def _class(label: str, nb_classes: int) -> int:
+    return labels.to_classes(labels.parse(label).tenths, nb_classes)
 
 
 def _kinds(entry: Reviewed, nb_classes: int) -> list[str]:
