@@ -61,7 +61,7 @@ class _Opened(NamedTuple):
     nb_outputs: int
     probabilities: Callable[[np.ndarray], np.ndarray]
     facts: Facts
-    prepare: Callable[[np.ndarray], Callable[[], Any]]
+    prepare: Callable[[np.ndarray], Callable[[], Any]] | None = None
 
 
 def load(path: Path | None, output_dir: Path, pixels: PixelRange | None = None) -> Recognizer:
@@ -83,6 +83,7 @@ def load(path: Path | None, output_dir: Path, pixels: PixelRange | None = None) 
         named = str(error).startswith(str(file))
         raise RecognizerError(str(error) if named else f"{file}: {error}") from error
     shape, _, probabilities, facts, prepare = opened
+    prepare = prepare or (lambda image: lambda: probabilities(image))
     return Recognizer(file, shape, names, probabilities, _recommended_confidence(file), facts, prepare)
 
 
@@ -189,8 +190,7 @@ def _keras(file: Path, assumed: PixelRange | None) -> _Opened:
 
     macs = complexity.multiply_accumulates(model)
     facts = Facts(_outputs(identity.nb_classes, last), "float32", pixels, known, int(model.count_params()), macs)
-    return _Opened(identity.input_shape, identity.nb_classes, probabilities, facts,
-                   lambda image: lambda: probabilities(image))  # fmt: skip
+    return _Opened(identity.input_shape, identity.nb_classes, probabilities, facts)
 
 
 def _tflite(file: Path, assumed: PixelRange | None) -> _Opened:
@@ -245,7 +245,7 @@ def _espdl(file: Path, assumed: PixelRange | None) -> _Opened:
 
     sizes = espdl_file.parameters(model), espdl_file.multiply_accumulates(model)
     facts = Facts(_outputs(nb_outputs, last), dtype, pixels, known is not None, *sizes)
-    return _Opened(_picture_shape(shape), nb_outputs, probabilities, facts, lambda image: lambda: probabilities(image))
+    return _Opened(_picture_shape(shape), nb_outputs, probabilities, facts)
 
 
 def _outputs(nb_outputs: int, last: str) -> str:
