@@ -63,11 +63,11 @@ def fake(monkeypatch):
             self.calls, self.epochs = [], []
             self.score = lambda combination: 0.5
 
-        def run(self, combination, settings, splits, folder, until=None):
+        def run(self, combination, settings, splits, folder, until):
             self.calls.append(tuple(combination.values()))
             self.epochs.append(until)
             score = self.score(combination)
-            return Outcome(score, until or 0, 0.1) if isinstance(score, float) else Outcome(None, 0, 0.1, score)
+            return Outcome(score, until, 0.1) if isinstance(score, float) else Outcome(None, 0, 0.1, score)
 
     fake = Fake()
     monkeypatch.setattr(tuning, "run_trial", fake.run)
@@ -411,7 +411,7 @@ def test_the_int8_objective_wants_a_model_that_is_quantised(small, splits):
 def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
     settings = small(nb_classes=100, tuner_objective="int8_within_0.1", tuner_epochs=1)
     splits = loader.load(settings)
-    outcome = tuning.run_trial({"batch_size": 64}, settings, splits, tmp_path / "trial")
+    outcome = tuning.run_trial({"batch_size": 64}, settings, splits, tmp_path / "trial", 1)
     assert outcome.error == ""
     from utils import evaluation, export, model_files, smoothing
 

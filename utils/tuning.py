@@ -95,9 +95,7 @@ def _read_along(settings: Settings, axes: dict[str, list]) -> dict[str, bytes]:
     return {**models.code(names), **{str(file): file.read_bytes() for file in trained}}
 
 
-def run_trial(
-    combination: Combination, settings: Settings, splits: Splits, folder: Path, until: int | None = None
-) -> Outcome:
+def run_trial(combination: Combination, settings: Settings, splits: Splits, folder: Path, until: int) -> Outcome:
     """Trains one combination and scores it; whatever goes wrong becomes the outcome's ``error``.
 
     Args:
@@ -108,7 +106,6 @@ def run_trial(
         until: epochs, at most ``TUNER_EPOCHS``, which the learning rate is planned for.
     """
     started = time.monotonic()
-    until = until or settings.tuner_epochs
     try:
         # A checkpoint only where "halving" may go on from it, so that a trial broken off starts over.
         checkpoint = until if settings.tuner_strategy == "halving" and until < settings.tuner_epochs else 0
