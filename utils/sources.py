@@ -22,7 +22,7 @@ MAX_COUNT = 10_000_000  # synthetic pictures
 MAX_WEIGHT = 10_000  # repeats of each training picture
 
 
-class SourceError(UserError, ValueError):
+class SourceError(UserError):
     """A data source is declared wrongly, missing or too damaged. The message names source and file."""
 
 
