@@ -139,10 +139,15 @@ def test_an_interrupted_process_waits_for_no_training_beside_it(tiny, monkeypatc
             time.sleep(0.1)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    # A background process of a shell has the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        session.train_side_by_side(["cnn32"] * 3, tiny(), session.Options(), 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.train_side_by_side(["cnn32"] * 3, tiny(), session.Options(), 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 30
     assert multiprocessing.active_children() == []
 
