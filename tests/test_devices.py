@@ -24,19 +24,21 @@ from models import _blocks
 from utils import devices, loader, settings, training
 devices.KIND = "CPU"
 
-def fit(name, gpus, batch_size=64, until=None):
-    chosen = settings.load(**json.loads(sys.argv[1]), epochs=2, batch_size=batch_size, gpus=gpus)
+def fit(name, gpus, batch_size=64, until=None, start_from=""):
+    more = {"epochs": 2, "batch_size": batch_size, "gpus": gpus, "start_from": start_from}
+    chosen = settings.load(**json.loads(sys.argv[1]), **more)
     keras.utils.set_random_seed(chosen.seed)
     with devices.shared(chosen):
         image, x = _blocks.image_input(chosen.input_shape)
         x = keras.layers.Conv2D(8, 5, strides=2, activation="relu")(x)
-        model = keras.Model(image, _blocks.logits(keras.layers.Flatten()(x), chosen.nb_classes))
+        model = keras.Model(image, _blocks.logits(keras.layers.Flatten()(x), chosen.nb_classes), name="one")
     folder = Path(sys.argv[2], name)
     folder.mkdir(exist_ok=True)
     return training.fit(model, loader.load(chosen), chosen, folder, until).rows
 
 fits = {"one": fit("one", 1), "first": fit("two", 2, until=1), "two": fit("two", 2)}
 fits["rest"] = fit("rest", 2, batch_size=191, until=1)
+fits["begun"] = fit("begun", 2, until=1, start_from=str(Path(sys.argv[2], "one")))
 print(json.dumps(fits))
 """
 
@@ -47,11 +49,12 @@ def test_two_devices_learn_what_one_does(tmp_path):
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     fits = json.loads(done.stdout.splitlines()[-1])
-    assert [len(rows) for rows in fits.values()] == [2, 1, 2, 1]
+    assert [len(rows) for rows in fits.values()] == [2, 1, 2, 1, 1]
     # Each half of a batch by itself, then added: the same but for rounding, and after a break, too.
     for one, other in zip(fits["one"], fits["two"], strict=True):
         assert other | {"seconds": 0} == pytest.approx(one | {"seconds": 0}, rel=1e-4)
     assert fits["two"][1]["loss"] < fits["two"][0]["loss"]
+    assert fits["begun"][0]["loss"] < fits["one"][0]["loss"]
     # 192 pictures in batches of 191: the one left over is learnt from too, and no device is without a picture.
     assert all(np.isfinite(row["loss"]) for row in fits["rest"])
     splits = loader.load(settings_module.load(**SMALL))

@@ -291,6 +291,20 @@ def test_start_from_shortens_training(fit, trained_run):
     assert first[1] < 0.9 * first[0]
 
 
+def test_start_from_begins_with_logits_of_the_size_that_training_asks_for(fit, trained_run, tmp_path):
+    start = trained_run[0].run_dir / runs.BEST_MODEL_FILE
+    sure = model_files.load(start)
+    sure.layers[-1].set_weights([4 * weight for weight in sure.layers[-1].get_weights()])
+    sure.save(tmp_path / "sure.keras")
+    rows = [
+        fit(file.stem, epochs=1, learning_rate=1e-8, start_from=str(file))[0].rows[0]
+        for file in (start, tmp_path / "sure.keras")
+    ]
+    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-3)
+    assert rows[1]["val_loss"] == pytest.approx(rows[0]["val_loss"], rel=1e-3)
+    assert rows[1]["val_accuracy"] == rows[0]["val_accuracy"]
+
+
 def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_run, tmp_path):
     start = tmp_path / "start.keras"
     start.write_bytes((trained_run[0].run_dir / runs.BEST_MODEL_FILE).read_bytes())

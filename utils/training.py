@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from tqdm.keras import TqdmCallback
 
-from utils import devices, labels, model_files, runs
+from utils import devices, labels, model_files, runs, temperature
 from utils.augmentation import Augmentation, random_state
 from utils.console import interactive
 from utils.errors import UserError
@@ -176,10 +176,12 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     """
     keras.utils.set_random_seed(settings.seed)
     checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.npz"), default=None)
+    # A checkpoint has all weights: what the run began with may be gone meanwhile.
+    if checkpoint is None and (start := model_files.start(settings, model.name)):
+        model_files.copy_weights(model_files.load(start), model)
+        # Kept, its temperature would make val_loss lowest in the first epoch, whatever is learnt later.
+        model.set_weights(temperature.taken_out(model, splits, settings).get_weights())
     with devices.shared(settings):
-        # A checkpoint has all weights: what the run began with may be gone meanwhile.
-        if checkpoint is None and (start := model_files.start(settings, model.name)):
-            model_files.copy_weights(model_files.load(start), model)
         rows = _rows(checkpoint, run_dir) if checkpoint else []
         recorder = Recorder(model, run_dir, settings, rows, until)
         if recorder.finished:
