@@ -140,6 +140,19 @@ def test_a_learning_rate_that_explodes_is_an_error(known):
 
 
 @pytest.mark.slow
+def test_labels_are_learnt_with_logits_of_the_size_that_they_ask_for(known):
+    path, settings, splits = known
+    model, sure = load(path), load(path)
+    sure.layers[-1].set_weights([4 * weight for weight in sure.layers[-1].get_weights()])
+    plan = Plan(epochs=1, learning_rate=1e-9)
+    for one in (model, sure):
+        fine_tuning.fit(one, None, splits, fine_tuning.mix(splits, plan, (), 1), plan, settings)
+    images = splits.pool.images(splits.validation)
+    after = [evaluation.keras_logits(one, images) for one in (model, sure)]
+    np.testing.assert_allclose(after[1], after[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_learns_the_meter_and_keeps_the_rest(known):
     path, settings, splits = known
     model, teacher = load(path), load(path)

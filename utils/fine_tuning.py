@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from utils import labels, training
+from utils import labels, temperature, training
 from utils.augmentation import Augmentation, shifted_up
 from utils.errors import UserError
 from utils.loader import Splits
@@ -150,6 +150,9 @@ def fit(
     """
     started = time.monotonic()
     keras.utils.set_random_seed(settings.seed)
+    if teacher is None:
+        # Labels ask for logits of another size than those its temperature has left.
+        model.set_weights(temperature.taken_out(model, splits, settings).get_weights())
     old_weights = [weight.numpy() for weight in model.trainable_weights]
     rows = _Rows(splits, chosen, teacher, settings)
     _trainer(model, plan).fit(
