@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ def test_the_meters_with_most_readings_changed_are_shown_and_typefaces_are_none(
         "own/large (100 pictures): 90.0% read right before, 80.0% now",
         "own/small (3 pictures): 100.0% read right before, 66.7% now",
     ]
+
+
+@pytest.mark.parametrize(
+    ("tenths", "said"), [([68, 70, 74], ["all 3 bad pictures show a 7: other"]), ([68, 70, 75], [])]
+)
+def test_one_digit_alone_is_said_however_far_the_wheel_has_rolled(tenths, said, caplog):
+    splits = SimpleNamespace(pool=SimpleNamespace(tenths=np.array(tenths), nb_classes=100), clusters=np.arange(3))
+    retraining._warn(splits, np.arange(3))
+    assert [message[: len(text)] for message, text in zip(caplog.messages, said, strict=True)] == said
 
 
 @pytest.fixture(scope="module")

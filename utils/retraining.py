@@ -123,10 +123,9 @@ def _right(logits: np.ndarray, splits: Splits, indices: np.ndarray) -> float:
 
 
 def _warn(splits: Splits, bad: np.ndarray) -> None:
-    names = labels.class_names(splits.pool.nb_classes)
-    present = np.unique(splits.pool.classes(bad))
-    if len(present) == 1:
-        log.warning("all %d bad pictures show %s: other digits of this meter stay unknown", len(bad), names[present[0]])
+    digits = np.unique(labels.to_classes(splits.pool.tenths[bad], 10))
+    if len(digits) == 1:
+        log.warning("all %d bad pictures show a %d: other digits of this meter stay unknown", len(bad), digits[0])
     groups = len(np.unique(splits.clusters[bad]))
     if groups < len(bad) / 2:
         log.warning("%d bad pictures are only %d different ones, the rest are near twins", len(bad), groups)
