@@ -9,7 +9,7 @@ import pytest
 
 from tests import foreign_files as foreign
 from tests.crashing import crash
-from utils import benchmark, benchmark_pictures, benchmark_report, measuring, micro
+from utils import benchmark, benchmark_pictures, benchmark_report, comparison, measuring, micro
 from utils.benchmark import Options
 from utils.sources import SourceError
 
@@ -181,3 +181,4 @@ def test_labels_without_tenths(tmp_path, caplog):
     cv2.imwrite(str(tmp_path / "3_a.png"), np.zeros((32, 20, 3), np.uint8))
     assert not benchmark_pictures.load([str(tmp_path)]).has_tenths
     assert "models are compared by digit" in caplog.text
+    assert comparison.common_metric([{"within_0.1": 1.0}], False) == "digit"

@@ -38,6 +38,7 @@ def test_every_device_gets_its_file(everywhere):
         "tflite_micro": True, "ai_on_the_edge": True, "esphome": True,
     }  # fmt: skip
     assert "Unique operator types" in (outcome.run_dir / "cnn32_esphome.txt").read_text()
+    assert [path.name for path in outcome.run_dir.glob("*.txt")] == ["cnn32_esphome.txt"]
     assert session.refusals(outcome) == []
     assert outcome.results["recommended"] == "cnn32_quantized.tflite"
     assert outcome.run_dir.name.startswith("cnn32_100cls_GRAY_QAT_")

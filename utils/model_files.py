@@ -196,8 +196,8 @@ def to_go_on(path: Path | None, given: dict[str, Any]) -> tuple[Path, Settings]:
 def _asked_for(layers: list[dict]) -> dict[str, int]:
     shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
     # A dense layer, a convolution or a reshape to a row says how many values come out.
-    sizes = [layer["config"].get("units", layer["config"].get("filters")) for layer in layers]
-    rows = [layer["config"].get("target_shape", [size]) for layer, size in zip(layers, sizes, strict=True)]
+    configs = [layer["config"] for layer in layers]
+    rows = [config.get("target_shape", [config.get("units", config.get("filters"))]) for config in configs]
     units = [row[0] for row in rows if isinstance(row, list) and len(row) == 1 and row[0] is not None]
     found = {"nb_classes": units[-1]} if units and units[-1] in settings_module.CHOICES["nb_classes"] else {}
     if len(shapes) == 1 and isinstance(shapes[0], list) and len(shapes[0]) == 4 and all(shapes[0][1:]):

@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 
@@ -14,6 +15,17 @@ def pool(workers: int) -> ProcessPoolExecutor:
     """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+
+
+def end_all(seconds: float) -> None:
+    """Ends this process's children; they have that long to end in order.
+
+    A terminal's Ctrl-C reaches them, too, and they do; a signal to this process alone does not reach them.
+    """
+    until = time.monotonic() + seconds
+    for process in multiprocessing.active_children():
+        process.join(max(0, until - time.monotonic()))
+        process.terminate()
 
 
 def _end_with_parent() -> None:

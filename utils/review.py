@@ -39,13 +39,12 @@ class Reviewed:
 
 def is_wrong(entry: Reviewed, nb_classes: int) -> bool:
     """Whether the new model's reading differs from the label, for 100 classes by more than a tenth."""
-    return not labels.alike(*(_class(text, nb_classes) for text in (entry.new[0], entry.label)), nb_classes)
+    return not _alike(entry.new[0], entry.label, nb_classes)
 
 
 def is_suspicious(entry: Reviewed, nb_classes: int) -> bool:
     """Whether both models read the same, but not what the label says: then it is often the label that is wrong."""
-    same = labels.alike(*(_class(text, nb_classes) for text, _ in (entry.old, entry.new)), nb_classes)
-    return bool(same) and is_wrong(entry, nb_classes)
+    return _alike(entry.old[0], entry.new[0], nb_classes) and is_wrong(entry, nb_classes)
 
 
 def ordered(entries: Sequence[Reviewed], nb_classes: int) -> list[Reviewed]:
@@ -112,8 +111,9 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
     )
 
 
-def _class(label: str, nb_classes: int) -> int:
-    return labels.to_classes(labels.parse(label).tenths, nb_classes)
+def _alike(label: str, other: str, nb_classes: int) -> bool:
+    classes = [labels.to_classes(labels.parse(text).tenths, nb_classes) for text in (label, other)]
+    return bool(labels.alike(*classes, nb_classes))
 
 
 def _kinds(entry: Reviewed, nb_classes: int) -> list[str]:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import logging
-import multiprocessing
 import os
 import time
 import traceback
@@ -103,11 +102,7 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
         try:
             return list(pool.map(one, names))
         except KeyboardInterrupt:
-            # A terminal's Ctrl-C reaches them, too, and they end in order; a signal to this process alone does not.
-            until = time.monotonic() + SECONDS_TO_END
-            for process in multiprocessing.active_children():
-                process.join(max(0, until - time.monotonic()))
-                process.terminate()
+            processes.end_all(SECONDS_TO_END)
             raise
 
 

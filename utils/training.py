@@ -190,7 +190,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         trainer, augmentation = _trainer(model, splits, settings)
         if checkpoint:
             trainer.optimizer.build(trainer.trainable_variables)
-            with np.load(checkpoint) as kept:
+            with np.load(checkpoint, allow_pickle=False) as kept:
                 for variable, name in zip(_state(trainer), kept.files, strict=True):
                     variable.assign(kept[name])
     _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
