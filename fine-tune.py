@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, markup, model_files, runs, sources
+from utils import chips, console, devices, markup, model_choice, model_files, runs, sources
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
 from utils.settings import parse_assignments
@@ -34,7 +34,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def fine_tune(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
-    model_file, settings = model_files.to_go_on(arguments.model_path, parse_assignments(arguments.set))
+    model_file, settings = model_choice.to_go_on(arguments.model_path, parse_assignments(arguments.set))
     chips.check(settings)
     runs.check_output(settings)
     new = []

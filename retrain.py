@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, model_files, runs, sources
+from utils import chips, console, devices, model_choice, model_files, runs, sources
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, Plan
 from utils.settings import parse_assignments
@@ -28,7 +28,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def retrain(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
     entry = sources.declare(arguments.bad_images_dir, arguments.weight)
-    model_file, settings = model_files.to_go_on(arguments.model_path, parse_assignments(arguments.set))
+    model_file, settings = model_choice.to_go_on(arguments.model_path, parse_assignments(arguments.set))
     declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
     # For the device the plain quantised file is what replaces the old one.
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)

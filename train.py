@@ -45,13 +45,13 @@ def choose(arguments: argparse.Namespace) -> tuple[list[str], settings_module.Se
 def train(arguments: argparse.Namespace) -> int:
     names, settings = choose(arguments)
     console.set_up(arguments.debug)
-    from utils import loader, model_files, targets
+    from utils import loader, model_choice, targets
 
     targets.check(settings)
     devices.check(settings)
     if fresh := not (arguments.resume or arguments.list):
         runs.check_output(settings)
-        model_files.check_named(settings, *names)
+        model_choice.check_named(settings, *names)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = loader.load(settings) if fresh else None
     console.import_tensorflow(settings.gpu_memory_growth)

@@ -33,11 +33,11 @@ def choose(arguments: argparse.Namespace) -> settings_module.Settings:
 def tune(arguments: argparse.Namespace) -> int:
     settings = choose(arguments)
     console.set_up(arguments.debug)
-    from utils import loader, model_files
+    from utils import loader, model_choice
 
     devices.check(settings)
     runs.check_output(settings)
-    model_files.check_named(settings)
+    model_choice.check_named(settings)
     splits = loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import tuning

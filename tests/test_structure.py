@@ -27,21 +27,21 @@ LAYERS = {
         "utils.encodings",
     ],
     4: [
-        *("utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_files", "utils.frontier"),
+        *("utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_archive", "utils.frontier"),
         *("utils.report", "utils.metering", "utils.benchmark_pictures"),
     ],
     5: [
-        *("utils.recognizers", "utils.evaluation", "utils.manifest", "utils.golden"),
+        *("utils.model_files", "utils.evaluation", "utils.manifest", "utils.golden"),
         *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
     6: [
-        *("utils.espdl_deployment", "utils.prediction"),
-        *("utils.report_sections", "utils.measuring", "utils.scoring", "utils.temperature"),
+        *("utils.espdl_deployment", "utils.model_choice"),
+        *("utils.report_sections", "utils.scoring", "utils.temperature"),
     ],
-    7: ["utils.training", "utils.inspection", "utils.report_page", "utils.comparison"],
-    8: ["utils.deployment", "utils.fine_tuning", "utils.benchmark", "utils.benchmark_report", "utils.inspection_page"],
-    9: ["utils.session"],
-    10: ["utils.retraining", "utils.tuning"],
+    7: ["utils.training", "utils.recognizers", "utils.report_page"],
+    8: ["utils.deployment", "utils.fine_tuning", "utils.benchmark_report", "utils.prediction", "utils.measuring"],
+    9: ["utils.session", "utils.comparison", "utils.inspection"],
+    10: ["utils.retraining", "utils.tuning", "utils.benchmark", "utils.inspection_page"],
     11: ["train", "fine-tune", "retrain", "predict", "tuner", "benchmark", "report"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from utils import labels, loader, model_files, runs, training
+from utils import labels, loader, model_archive, model_choice, model_files, runs, training
 from utils.teaching import Teaching
 
 
@@ -91,7 +91,7 @@ def test_a_student_learns_what_the_teacher_says_rather_than_the_labels(trained_r
     splits = loader.load(settings)
     # Were the labels looked at, the student could not agree with the teacher.
     splits.pool.tenths[splits.train] = 0
-    teacher = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    teacher = model_files.load(model_choice.find(outcome.run_dir, outcome.run_dir))
     student = keras.models.clone_model(teacher)
     training.fit(student, splits, settings, tmp_path)
     images = splits.pool.images(splits.validation)
@@ -108,14 +108,14 @@ def test_a_student_learns_what_the_teacher_says_rather_than_the_labels(trained_r
 )
 def test_a_teacher_that_does_not_fit_is_refused(trained_run, tiny, overrides, message):
     outcome, _, _ = trained_run
-    teacher = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
-    with pytest.raises(model_files.ModelFileError, match=message):
+    teacher = model_files.load(model_choice.find(outcome.run_dir, outcome.run_dir))
+    with pytest.raises(model_archive.ModelFileError, match=message):
         model_files.check_teacher(model_files.identity(teacher), tiny(**overrides))
     # Its description tells as much before a picture is read.
-    with pytest.raises(model_files.ModelFileError, match=message):
-        model_files.teachers(tiny(teachers=[str(outcome.run_dir)], **overrides))
+    with pytest.raises(model_archive.ModelFileError, match=message):
+        model_choice.teachers(tiny(teachers=[str(outcome.run_dir)], **overrides))
 
 
 def test_a_missing_teacher_is_named(tiny, tmp_path):
-    with pytest.raises(model_files.ModelFileError, match="nowhere: no such file"):
-        model_files.teachers(tiny(teachers=[str(tmp_path / "nowhere")]))
+    with pytest.raises(model_archive.ModelFileError, match="nowhere: no such file"):
+        model_choice.teachers(tiny(teachers=[str(tmp_path / "nowhere")]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import labels, loader, model_files, runs, synthetic, training
+from utils import labels, loader, model_archive, model_choice, model_files, runs, synthetic, training
 from utils.augmentation import Augmentation
 
 
@@ -273,7 +273,7 @@ def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):
 def test_start_from_takes_all_weights_that_fit(trained_run, nb_classes):
     """A last layer for other classes is fresh, all before it is the trained model's."""
     outcome, _, _ = trained_run
-    source = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    source = model_files.load(model_choice.find(outcome.run_dir, outcome.run_dir))
     model = models.get(source.name).build(source.input_shape[1:], nb_classes)
     fresh = [weight.numpy() for weight in model.layers[-1].weights]
     model_files.copy_weights(source, model)
@@ -317,37 +317,39 @@ def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_ru
 def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_run, tiny):
     outcome, _, _ = trained_run
     settings = tiny(start_from=str(outcome.run_dir))
-    assert model_files.start(settings, "cnn32") == outcome.run_dir / "best_model.keras"
-    with pytest.raises(model_files.ModelFileError, match=r"START_FROM = .* is a cnn32, to be trained is digit_reco"):
-        model_files.start(settings, "cnn32", "digit_recognizer_v6")
-    with pytest.raises(model_files.ModelFileError, match="of 1 channels but INPUT_CHANNELS = 3: use --set INPUT_CHANN"):
-        model_files.start(dataclasses.replace(settings, input_channels=3), "cnn32")
+    assert model_choice.start(settings, "cnn32") == outcome.run_dir / "best_model.keras"
+    with pytest.raises(model_archive.ModelFileError, match=r"START_FROM = .* is a cnn32, to be trained is digit_reco"):
+        model_choice.start(settings, "cnn32", "digit_recognizer_v6")
+    with pytest.raises(
+        model_archive.ModelFileError, match="of 1 channels but INPUT_CHANNELS = 3: use --set INPUT_CHANN"
+    ):
+        model_choice.start(dataclasses.replace(settings, input_channels=3), "cnn32")
 
 
 def test_start_from_a_run_of_another_split_says_that_its_pictures_may_be_measured_on(trained_run, tiny, caplog):
     outcome, settings, _ = trained_run
     start = {"start_from": str(outcome.run_dir), "seed": settings.seed}
-    model_files.check_named(tiny(**start), "cnn32")
+    model_choice.check_named(tiny(**start), "cnn32")
     assert not caplog.records
-    model_files.check_named(tiny(**{**start, "seed": settings.seed + 1}), "cnn32")
+    model_choice.check_named(tiny(**{**start, "seed": settings.seed + 1}), "cnn32")
     assert f"START_FROM was trained with SEED = {settings.seed}, not {settings.seed + 1}" in caplog.text
-    model_files.check_named(tiny(**start, nb_classes=100), "cnn32")
+    model_choice.check_named(tiny(**start, nb_classes=100), "cnn32")
     assert "START_FROM was trained with NB_CLASSES = 10, not 100: it may have learnt pictures" in caplog.text
 
 
 def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(tiny, tmp_path, caplog):
     models.get("digit_recognizer_v4").build((48, 20, 1), 10).save(tmp_path / runs.BEST_MODEL_FILE)
     runs.save_settings(tmp_path, tiny(input_height=48), "digit_recognizer_v4", "")
-    model_files.check_named(tiny(start_from=str(tmp_path)), "digit_recognizer_v4")
+    model_choice.check_named(tiny(start_from=str(tmp_path)), "digit_recognizer_v4")
     (record,) = caplog.records
     assert record.getMessage().startswith("START_FROM was trained with INPUT_HEIGHT = 48, not 32: it may have learnt")
 
 
 def test_start_from_pictures_of_another_size_is_refused(trained_run):
     outcome, _, _ = trained_run
-    source = model_files.load(model_files.find(outcome.run_dir, outcome.run_dir))
+    source = model_files.load(model_choice.find(outcome.run_dir, outcome.run_dir))
     other = models.get(source.name).build((*source.input_shape[1:3], 3), 10)
-    with pytest.raises(model_files.ModelFileError, match=r"START_FROM names a cnn32 .*INPUT_CHANNELS"):
+    with pytest.raises(model_archive.ModelFileError, match=r"START_FROM names a cnn32 .*INPUT_CHANNELS"):
         model_files.copy_weights(source, other)
 
 
@@ -379,5 +381,5 @@ def test_dropout_sits_before_the_last_weights(name, classes, tiny, rng):
 
 
 def test_a_missing_start_is_named(tiny, tmp_path):
-    with pytest.raises(model_files.ModelFileError, match="nowhere: no such file"):
-        model_files.start(tiny(start_from=str(tmp_path / "nowhere")))
+    with pytest.raises(model_archive.ModelFileError, match="nowhere: no such file"):
+        model_choice.start(tiny(start_from=str(tmp_path / "nowhere")))

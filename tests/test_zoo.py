@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from utils import evaluation, frontier, labels, loader, manifest, model_files, recognizers
+from utils import evaluation, frontier, labels, loader, manifest, model_choice, model_files, recognizers
 from utils import settings as settings_module
 
 MODELS = sorted(path.parent for path in frontier.ZOO.glob("*/results.json"))
@@ -34,9 +34,9 @@ def test_its_files_are_those_of_its_papers(folder):
 
 
 def test_it_can_be_taught_further_without_a_word_about_its_pictures(folder):
-    file = model_files.find(folder, folder)
+    file = model_choice.find(folder, folder)
     stored = json.loads((folder / "settings.json").read_text())["settings"]
-    declared = model_files.declared(file)
+    declared = model_choice.declared(file)
     assert declared == {name: stored[name] for name in declared}
     assert settings_module.from_dict(stored).data_sources == stored["data_sources"]
     assert file.stat().st_size < 20 * 2**20

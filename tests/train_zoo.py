@@ -52,11 +52,11 @@ def write_answers(store: Path, teachers: list[str], pictures: int, part: int, pa
     import keras
     import tensorflow as tf
 
-    from utils import model_files
+    from utils import model_choice, model_files
     from utils.augmentation import Augmentation
 
     settings = zoo_settings(teachers=teachers)
-    trained = [model_files.load(file) for file in model_files.teachers(settings)]
+    trained = [model_files.load(file) for file in model_choice.teachers(settings)]
     splits = loader.load(settings)
     photographs = splits.train[splits.pool.source_ids[splits.train] == 0]
     # Half the numbers' width is enough for an answer, and takes two thirds of the time where the processor has it.

@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils import confidence, encodings, espdl_file, espdl_run, micro, model_files, runs, tflite_file
+from utils import (
+    confidence,
+    encodings,
+    espdl_file,
+    espdl_run,
+    micro,
+    model_archive,
+    model_choice,
+    model_files,
+    runs,
+    tflite_file,
+)
 from utils import settings as settings_module
 from utils.encodings import RAW, PixelRange
 from utils.errors import UserError
@@ -103,7 +114,7 @@ def decide(model: Recognizer, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _find(path: Path | None, output_dir: Path) -> Path:
-    folder = model_files.find(None, output_dir).parent if path is None else path
+    folder = model_choice.find(None, output_dir).parent if path is None else path
     if not os.path.lexists(folder):
         raise RecognizerError(f"{folder}: no such file or folder; name a model file or a run folder")
     if not folder.is_dir():
@@ -112,7 +123,7 @@ def _find(path: Path | None, output_dir: Path) -> Path:
     # The text is a stranger's: nothing but the name of a file in this folder.
     if isinstance(name, str) and Path(name).name == name and "\0" not in name and (folder / name).is_file():
         return folder / name
-    return model_files.find(folder, output_dir)
+    return model_choice.find(folder, output_dir)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -153,8 +164,8 @@ def _output_count(shape: tuple[int, ...]) -> int:
 
 def _kind(file: Path) -> Callable[[Path, PixelRange | None], _Opened]:
     # Opening a pipe would wait for a writer.
-    if not file.is_file() or file.stat().st_size > model_files.MAX_BYTES:
-        raise RecognizerError(f"{file}: no regular file, or one larger than {model_files.MAX_BYTES:,} bytes")
+    if not file.is_file() or file.stat().st_size > model_archive.MAX_BYTES:
+        raise RecognizerError(f"{file}: no regular file, or one larger than {model_archive.MAX_BYTES:,} bytes")
     with file.open("rb") as stream:
         start = stream.read(8)
     for magic, found, opener in (
@@ -164,7 +175,7 @@ def _kind(file: Path) -> Callable[[Path, PixelRange | None], _Opened]:
     ):
         if found == magic:
             return opener
-    if start == model_files.HDF5:
+    if start == model_archive.HDF5:
         raise RecognizerError(
             f"{file}: an HDF5 file of Keras 2 may hold code that runs when it is loaded, so none is opened; save the "
             "model as .keras with Keras 3, or as .tflite"

@@ -22,6 +22,7 @@ from utils import (
     fake_quant,
     fine_tuning,
     loader,
+    model_choice,
     model_files,
     processes,
     quantization,
@@ -282,7 +283,7 @@ def _check(model: keras.Model, name: str, settings: Settings, mode: Quantization
 
 
 def _check_teachers(settings: Settings) -> None:
-    for teacher in model_files.teachers(settings):
+    for teacher in model_choice.teachers(settings):
         model_files.load(teacher)
 
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from tqdm.keras import TqdmCallback
 
-from utils import devices, labels, model_files, runs, temperature
+from utils import devices, labels, model_choice, model_files, runs, temperature
 from utils.augmentation import Augmentation, random_state
 from utils.console import interactive
 from utils.errors import UserError
@@ -177,7 +177,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     keras.utils.set_random_seed(settings.seed)
     checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.npz"), default=None)
     # A checkpoint has all weights: what the run began with may be gone meanwhile.
-    if checkpoint is None and (start := model_files.start(settings, model.name)):
+    if checkpoint is None and (start := model_choice.start(settings, model.name)):
         model_files.copy_weights(model_files.load(start), model)
         # Kept, its temperature would make val_loss lowest in the first epoch, whatever is learnt later.
         model.set_weights(temperature.taken_out(model, splits, settings).get_weights())
@@ -250,7 +250,7 @@ def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[ke
     changed = augmentation(image)
     logits = _logits(model, changed, settings)
     if settings.teachers:
-        teachers = [model_files.load(file) for file in model_files.teachers(settings)]
+        teachers = [model_files.load(file) for file in model_choice.teachers(settings)]
         for teacher in teachers:
             model_files.check_teacher(model_files.identity(teacher), settings)
         teaching = Teaching(teachers, settings.teacher_share, settings.nb_classes, settings.label_spread)

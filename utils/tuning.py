@@ -22,7 +22,7 @@ from utils import (
     evaluation,
     loader,
     markup,
-    model_files,
+    model_choice,
     report,
     runs,
     search_space,
@@ -90,8 +90,8 @@ def search(settings: Settings, splits: Splits) -> Search | None:
 
 def _read_along(settings: Settings, axes: dict[str, list]) -> dict[str, bytes]:
     names = search_space.architectures(settings, axes)
-    start = model_files.start(settings, *names)
-    trained = [*model_files.teachers(settings), *([start] if start else [])]
+    start = model_choice.start(settings, *names)
+    trained = [*model_choice.teachers(settings), *([start] if start else [])]
     return {**models.code(names), **{str(file): file.read_bytes() for file in trained}}
 
 

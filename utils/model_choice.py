@@ -1,0 +1,201 @@
+"""Which trained model is meant by an option or a setting, and what it asks of the settings; Keras is not needed."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from utils import model_archive, runs
+from utils import settings as settings_module
+from utils.model_archive import ModelFileError, one_sentence, printable
+from utils.model_files import Identity, check_teacher
+from utils.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Of a run's settings what its model can't tell: what its outputs mean, and which pictures it did not learn from.
+OF_SPLIT = ("seed", "split_by", "test_share", "validation_share")
+OF_RUN = ("label_spread", *OF_SPLIT)
+
+
+def find(path: Path | None, output_dir: Path) -> Path:
+    """The ``.keras`` file meant: the file itself, a run folder's best model, or for None the newest finished run's.
+
+    Raises:
+        ModelFileError: nothing there, a folder without a model, or no finished run.
+    """
+    if path is None:
+        return _newest(Path(output_dir))
+    path = Path(path)
+    with one_sentence(f"{path}: cannot be read"):
+        if path.is_dir():
+            path = _model_of(path)
+        elif not path.is_file():
+            raise ModelFileError(f"{path}: no such file or folder; --model_path takes a .keras file or a run folder")
+    return path
+
+
+def declared(path: Path) -> dict[str, int]:
+    """The settings that a model's own description asks for: ``input_*`` and ``nb_classes``, as far as it tells them.
+
+    Raises:
+        ModelFileError: what :func:`model_archive.read` finds; pictures of a size that isn't supported.
+    """
+    config = model_archive.read(Path(path))[0]
+    with one_sentence(f"{path}: its description of the layers is damaged; take another file"):
+        found = _asked_for(json.loads(config)["config"].get("layers", []))
+    for name, value in found.items():
+        low, high = settings_module.RANGES.get(name, (0, 0))
+        # Not "in" alone: True and 1.0 would be one, too.
+        if type(value) is not int or not (low <= value <= high or value in settings_module.CHOICES.get(name, ())):
+            raise ModelFileError(
+                f"{path}: a model with {name.upper()} = {printable(repr(value))} is not supported: sides of 8 to 512"
+                " pixels and 1 or 3 channels are"
+            )
+    return found
+
+
+def trained_with(path: Path) -> dict[str, int | float | str]:
+    """What :func:`declared` finds, and :data:`OF_RUN` of the run that the model is of, if it is of one.
+
+    Raises:
+        ModelFileError: what :func:`declared` says.
+    """
+    found = declared(path)
+    try:
+        saved = json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]
+        return {**found, **{name: settings_module.checked(name, saved[name]) for name in OF_RUN}}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, settings_module.SettingsError):
+        return found
+
+
+def to_go_on(path: Path | None, given: dict[str, Any]) -> tuple[Path, Settings]:
+    """The file that :func:`find` finds, and the settings to teach that model further.
+
+    They are what is ``given``, refused where it doesn't fit, else :func:`trained_with`, else ``parameters.py``.
+
+    Raises:
+        ModelFileError: what :func:`find` and :func:`declared` say.
+        SettingsError: they don't fit together; the message names what is the run's, which nobody may have in mind.
+    """
+    path = find(path, Path(settings_module.load(**given).output_dir))
+    found = trained_with(path)
+    try:
+        return path, settings_module.load(**{**found, **given})
+    except settings_module.SettingsError as error:
+        own = ", ".join(f"{name.upper()} = {found[name]!r}" for name in OF_RUN if name in found and name not in given)
+        raise settings_module.SettingsError(f"{error}; of the model's run are {own}" if own else str(error)) from error
+
+
+def teachers(settings: Settings) -> list[Path]:
+    """The files that ``TEACHERS`` names. One whose description shows already that it does not fit is refused.
+
+    Raises:
+        ModelFileError: what :func:`find`, :func:`declared` and :func:`model_files.check_teacher` say.
+    """
+    files = [find(Path(teacher), Path(settings.output_dir)) for teacher in settings.teachers]
+    for file in files:
+        asked = declared(file)
+        shape = tuple(asked.get(f"input_{side}", 0) for side in ("height", "width", "channels"))
+        if all(shape) and "nb_classes" in asked:
+            check_teacher(Identity(str(file), shape, asked["nb_classes"]), settings)
+    return files
+
+
+def check_named(settings: Settings, *architectures: str) -> None:
+    """Sees that the models which ``TEACHERS`` and ``START_FROM`` name are there and fit, before the long part begins.
+
+    Warns of a ``START_FROM`` that may have learnt from what will be measured on.
+
+    Raises:
+        ModelFileError: what :func:`teachers` and :func:`start` say.
+    """
+    teachers(settings)
+    file = start(settings, *architectures)
+    of_run = trained_with(file) if file else {}
+    # Pixels draw the lots, and each class is divided by itself.
+    for name in (*OF_SPLIT, "input_height", "input_width", "nb_classes"):
+        if of_run.get(name, given := getattr(settings, name)) != given:
+            log.warning(
+                "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
+                *(name.upper(), of_run[name], given),
+            )
+
+
+def start(settings: Settings, *architectures: str) -> Path | None:
+    """The file that ``START_FROM`` names, if it does, for these architectures to begin with.
+
+    Raises:
+        ModelFileError: what :func:`find` and :func:`declared` say; a model of another architecture or for other
+            colours.
+    """
+    if not settings.start_from:
+        return None
+    file = find(Path(settings.start_from), Path(settings.output_dir))
+    name = json.loads(model_archive.read(file)[0])["config"]["name"]
+    for architecture in architectures:
+        if architecture != name:
+            raise ModelFileError(
+                f"START_FROM = {settings.start_from!r} is a {name}, to be trained is {architecture}: "
+                "name a model of the same architecture"
+            )
+    # Another size fits where a network pools over all of the picture; other colours never do.
+    channels = declared(file).get("input_channels", settings.input_channels)
+    if channels != settings.input_channels:
+        raise ModelFileError(
+            f"START_FROM = {settings.start_from!r} reads pictures of {channels} channels but INPUT_CHANNELS = "
+            f"{settings.input_channels}: use --set INPUT_CHANNELS={channels}, or another model"
+        )
+    return file
+
+
+def _asked_for(layers: list[dict]) -> dict[str, int]:
+    shapes = [layer["config"].get("batch_shape") for layer in layers if layer["class_name"] == "InputLayer"]
+    # A dense layer, a convolution or a reshape to a row says how many values come out.
+    configs = [layer["config"] for layer in layers]
+    rows = [config.get("target_shape", [config.get("units", config.get("filters"))]) for config in configs]
+    units = [row[0] for row in rows if isinstance(row, list) and len(row) == 1 and row[0] is not None]
+    found = {"nb_classes": units[-1]} if units and units[-1] in settings_module.CHOICES["nb_classes"] else {}
+    if len(shapes) == 1 and isinstance(shapes[0], list) and len(shapes[0]) == 4 and all(shapes[0][1:]):
+        found |= dict(zip(("input_height", "input_width", "input_channels"), shapes[0][1:], strict=True))
+    return found
+
+
+def _newest(output_dir: Path) -> Path:
+    """The newest finished run's model: by the time ``results.json`` was written, then by name (it holds the start)."""
+    with one_sentence(f"OUTPUT_DIR {output_dir}: cannot be read"):
+        # A run writes results.json last, so its time is the end of the run; a copied folder may be older than it.
+        found = list(output_dir.glob(f"*/{runs.RESULTS_FILE}"))
+        results = [(path.stat().st_mtime_ns, path.parent.name, path) for path in found]
+    for _, _, path in sorted(results, reverse=True):
+        model = path.with_name(runs.BEST_MODEL_FILE)
+        try:
+            _finished(path)
+            model_archive.read(model)
+        except ModelFileError as error:
+            log.warning("no model named: passed over %s (%s)", path.parent, error)
+            continue
+        log.info("no model named: taking %s", model)
+        return model
+    raise ModelFileError(f"{output_dir}: no finished run there; train a model first or name a model")
+
+
+def _finished(results: Path) -> None:
+    with one_sentence(f"{results}: damaged"):
+        found = json.loads(results.read_text())
+        if not isinstance(found, dict):
+            raise ModelFileError(f"{results}: damaged")
+        judgement = found.get("judgement")
+        if isinstance(judgement, dict) and judgement.get("accepted") is False:
+            raise ModelFileError(f"{results}: its retraining was REJECTED; name it to use it all the same")
+
+
+def _model_of(folder: Path) -> Path:
+    if (folder / runs.BEST_MODEL_FILE).is_file():
+        return folder / runs.BEST_MODEL_FILE
+    hint = "name a .keras file or the folder of a finished run"
+    if (folder / runs.SETTINGS_FILE).is_file():
+        began = runs.fine_tuned_from(folder)
+        hint = f"this run is not finished: train.py --resume {folder} goes on with it"
+        hint = runs.not_resumable(began) if began else hint
+    raise ModelFileError(f"{folder}: no {runs.BEST_MODEL_FILE} in this folder; {hint}")
