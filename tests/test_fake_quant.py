@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import models
-from utils import evaluation, export, fake_quant
+from utils import evaluation, export, fake_quant, tflite_file
 
 
 def plain(x):
@@ -217,13 +217,23 @@ def test_rgb_input_reads_grey_pictures_alike(images):
     ("layer", "message"),
     [
         (lambda: layers.SeparableConv2D(4, 3, name="odd"), r"layer odd \(SeparableConv2D\) can't be quantised"),
-        (lambda: layers.Conv2D(4, 3, activation="gelu", name="odd"), "layer odd: put its activation into a layer"),
+        (lambda: layers.Conv2D(4, 3, activation="tanh", name="odd"), "layer odd: put its activation into a layer"),
+        (lambda: layers.Dense(4, activation="elu", name="odd"), "its activation elu can't be quantised; relu, .* can"),
         (lambda: layers.Rescaling(0.2, name="odd"), "layer odd: a further Rescaling can't be quantised"),
     ],
 )
 def test_what_cannot_be_quantised_is_named(layer, message, images):
     with pytest.raises(fake_quant.QuantizationError, match=message):
         fake_quant.quantize(build(lambda x: layers.Flatten()(layer()(x))), images)
+
+
+@pytest.mark.parametrize("activation", fake_quant.SEPARATE_ACTIVATIONS)
+def test_an_activation_behind_its_layer_becomes_integers(activation, images):
+    def behind(x):
+        return layers.Flatten()(layers.Activation(activation)(layers.Conv2D(4, 3)(x)))
+
+    content = export.integer_tflite(fake_quant.quantize(build(behind), images[:20]), "int8")
+    assert tflite_file.read(content).float_tensors == ()
 
 
 @pytest.mark.parametrize("dense", [{"activation": "relu"}, {"activation": "linear"}])

@@ -38,6 +38,8 @@ OTHERS = (
     *(layers.Rescaling, layers.BatchNormalization, layers.ReLU, layers.LeakyReLU, layers.Activation, layers.Add),
     *(layers.Concatenate, layers.Multiply, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
 )
+# TensorFlow Lite has operators in integers for these, behind a layer; others would stay float.
+SEPARATE_ACTIVATIONS = ("leaky_relu", "silu", "hard_silu", "tanh", "sigmoid", "hard_tanh")
 
 
 class QuantizationError(UserError):
@@ -287,6 +289,10 @@ def _check(layer: keras.layers.Layer) -> None:
             f" {', '.join(sorted(kind.__name__ for kind in (*WEIGHTED, *OTHERS)))}"
         )
     if isinstance(layer, WEIGHTED) and not (_linear(layer) or _is_relu(layer)):
+        activation = getattr(layer.activation, "__name__", str(layer.activation))
+        if activation not in SEPARATE_ACTIVATIONS:
+            names = ", ".join(("relu", "relu6", *SEPARATE_ACTIVATIONS))
+            raise QuantizationError(f"layer {layer.name}: its activation {activation} can't be quantised; {names} can")
         raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
     if isinstance(layer, layers.Add) and len(_parents(layer)) > 2:
         raise QuantizationError(f"layer {layer.name} adds {len(_parents(layer))} tensors: add two at a time")
