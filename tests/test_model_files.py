@@ -229,6 +229,16 @@ def test_models_that_fit_and_those_that_do_not(file, tiny):
             model_files.check_fits(model, tiny(**{**fitting, "input_width": 24, "input_channels": 3}), new_head)
 
 
+def test_no_new_head_is_offered_where_none_can_be_put(tiny):
+    import keras
+    from keras import layers
+
+    image = keras.Input((32, 20, 1))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(10, 3)(image)), name="ends")
+    with pytest.raises(ModelFileError, match=r"NB_CLASSES = 100: use --set NB_CLASSES=10, or take another model$"):
+        model_files.check_fits(model, tiny(nb_classes=100, input_height=32, input_width=20, input_channels=1), False)
+
+
 @pytest.mark.slow
 def test_a_trained_run_loads(trained_run):
     outcome, settings, _ = trained_run

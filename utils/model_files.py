@@ -130,9 +130,13 @@ def check_fits(model: Any, settings: Settings, new_head: bool) -> None:
             f"use --set {change}, or take another model"
         )
     if not new_head and found.nb_classes != settings.nb_classes:
+        last = [layer for layer in model.layers if layer.weights][-1]
+        # Behind a convolution the features still have places, so nothing says what a new head is to read.
+        takes_one = type(last).__name__ == "Dense"
+        other = "a new head by fine-tune.py --strategy feature_extractor" if takes_one else "take another model"
         raise ModelFileError(
             f"the model {found.name} reads {found.nb_classes} classes but NB_CLASSES = {settings.nb_classes}: "
-            f"use --set NB_CLASSES={found.nb_classes}, or a new head by fine-tune.py --strategy feature_extractor"
+            f"use --set NB_CLASSES={found.nb_classes}, or {other}"
         )
 
 
