@@ -44,7 +44,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("fine-tune.py")
     # A model that can't be taught is refused before the pictures are read.
-    model_files.load(model_file)
+    model = model_files.load(model_file)
     from utils import loader, session
 
     splits = loader.load(settings, new, aside_from=100)
@@ -56,7 +56,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
         learning_rate=settings.learning_rate * arguments.learning_rate_multiplier,
         epochs=arguments.epochs,
     )
-    outcome = session.fine_tune(model_file, plan, settings, splits)
+    outcome = session.fine_tune(model_file, model, plan, settings, splits)
     print(session.summary([outcome]))
     unmeasured = [name for name in new if loader.aside_of(name) not in splits.measured]
     if unmeasured and not settings.test_sources:

@@ -37,12 +37,12 @@ def retrain(arguments: argparse.Namespace) -> int:
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("retrain.py")
     # A model that can't be taught is refused before the pictures are read.
-    model_files.load(model_file)
+    model = model_files.load(model_file)
     from utils import loader, retraining, session
 
     splits = loader.load(settings, [name], aside_from=20)
     plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
-    outcome, judgement = retraining.retrain(model_file, plan, settings, splits)
+    outcome, judgement = retraining.retrain(model_file, model, plan, settings, splits)
     print(session.summary([outcome]))
     print(retraining.summary(outcome, judgement, splits))
     return int(bool(session.refusals(outcome))) if judgement.accepted else REJECTED

@@ -179,7 +179,7 @@ def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path
     model.save(foreign)
     settings = dataclasses.replace(settings, output_dir=str(tmp_path / "runs"))
     with pytest.raises(QuantizationError, match=f"^{foreign}: layer .*activation.*--set QUANTIZE_MODEL=False"):
-        session.fine_tune(foreign, Plan(new=("meter",)), settings, splits)
+        session.fine_tune(foreign, load(foreign), Plan(new=("meter",)), settings, splits)
     assert not (tmp_path / "runs").exists()
 
 

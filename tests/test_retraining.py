@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import labels, loader, retraining, review
+from utils import labels, loader, model_files, retraining, review
 from utils.plans import Plan
 from utils.retraining import judge
 
@@ -94,7 +94,8 @@ def retrained(trained_run, tmp_path_factory):
     settings = dataclasses.replace(settings, **changed, deploy_targets=["tflite_micro"])
     splits = loader.load(settings, ["bad"], aside_from=20)
     plan = Plan(new=("bad",), epochs=4)
-    return (*retraining.retrain(outcome.run_dir / "best_model.keras", plan, settings, splits), splits, folder)
+    file = outcome.run_dir / "best_model.keras"
+    return (*retraining.retrain(file, model_files.load(file), plan, settings, splits), splits, folder)
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import keras
 import numpy as np
 
-from utils import confidence, evaluation, labels, loader, markup, model_files, report_page, review, runs, session
+from utils import confidence, evaluation, labels, loader, markup, report_page, review, runs, session
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.review import Reviewed
@@ -35,8 +36,10 @@ class Judgement:
     kept_aside: int
 
 
-def retrain(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> tuple[Outcome, Judgement]:
-    """Fine-tunes a model on the source ``plan.new``; leaves the judgement in ``results.json`` and ``review.html``.
+def retrain(
+    model_file: Path, model: keras.Model, plan: Plan, settings: Settings, splits: Splits
+) -> tuple[Outcome, Judgement]:
+    """Fine-tunes a file's model on the source ``plan.new``; leaves the judgement in ``results.json``, ``review.html``.
 
     Raises:
         ModelFileError, FineTuningError: the model, or what is asked of it, doesn't fit.
@@ -44,9 +47,9 @@ def retrain(model_file: Path, plan: Plan, settings: Settings, splits: Splits) ->
     (name,) = plan.new
     bad = np.flatnonzero(splits.pool.source_ids == splits.source(name))
     _warn(splits, bad)
-    outcome = session.fine_tune(model_file, plan, settings, splits)
+    outcome = session.fine_tune(model_file, model, plan, settings, splits)
     images = splits.pool.images(bad)
-    old = evaluation.keras_logits(model_files.load(model_file), images)
+    old = evaluation.keras_logits(model, images)
     # What will be flashed has the word.
     file = outcome.run_dir / outcome.results["recommended"]
     new = evaluation.file_logits(file.name, file.read_bytes(), images)

@@ -130,11 +130,12 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     return _attempt(started.architecture, settings, options, splits, run_dir)
 
 
-def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> Outcome:
+def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings, splits: Splits) -> Outcome:
     """Teaches a trained model what ``plan.new`` shows, exports the result, measures both before and after.
 
     Args:
         model_file: the ``.keras`` file; it stays as it is.
+        old: the model in it, of :func:`model_files.load`; it stays as it is, too.
         plan: what to learn and how.
         settings: the model's input, the export and the devices.
         splits: as :func:`loader.load` made them with ``plan.new``.
@@ -144,9 +145,9 @@ def fine_tune(model_file: Path, plan: Plan, settings: Settings, splits: Splits) 
     """
     started = time.monotonic()
     targets.check(settings)
-    old, model = model_files.load(model_file), model_files.load(model_file)
-    new_head = plan.strategy == "feature_extractor" and model.output_shape[-1] != settings.nb_classes
-    model_files.check_fits(model, settings, new_head)
+    new_head = plan.strategy == "feature_extractor" and old.output_shape[-1] != settings.nb_classes
+    model_files.check_fits(old, settings, new_head)
+    model = models.as_graph(old, old.name)
     if new_head:
         model = fine_tuning.with_new_head(model, settings.nb_classes, settings.seed)
     free, _ = fine_tuning.freeze(model, plan.strategy)
