@@ -41,7 +41,9 @@ def file(tmp_path) -> Path:
 )
 def test_other_kinds_of_file_are_named(tmp_path, name, content, kind):
     (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, f"this is {kind}.*, but a Keras 3 model is needed")
+    made = "give the .keras file it was made from"
+    advice = "save the whole model as .keras with Keras 3" if "HDF5" in kind else made
+    refused(tmp_path / name, f"this is {kind}.*, but a Keras 3 model is needed; {advice}, or name a run folder")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello" * 9, b"MZ" + bytes(99)])

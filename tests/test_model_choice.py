@@ -75,7 +75,7 @@ def test_paths_that_lead_to_no_model(tmp_path):
     def find(path):
         model_choice.find(path, tmp_path)
 
-    refused(tmp_path / "absent", "no such file or folder", find)
+    refused(tmp_path / "absent", "no such file or folder; name a .keras file or a run folder$", find)
     refused(tmp_path / ("x" * 300), "cannot be read .*name too long", find)
     refused(tmp_path, "no best_model.keras in this folder; name a .keras file", find)
     unfinished = run(tmp_path, "unfinished", 1, finished=False)

@@ -82,7 +82,7 @@ def read(path: Path, foreign: bool = False) -> tuple[str, bytes, int]:
     path = Path(path)
     with one_sentence(f"{path}: damaged or cut off; copy it again or take another file"):
         if not path.is_file():
-            raise ModelFileError(f"{path}: no such file; --model_path takes a .keras file or a run folder")
+            raise ModelFileError(f"{path}: no such file; name a .keras file or a run folder")
         _refuse_other_kinds(path)
         if path.stat().st_size > MAX_BYTES:
             raise ModelFileError(f"{path}: {_too_large(path.stat().st_size)}")
@@ -123,9 +123,12 @@ def _refuse_other_kinds(path: Path) -> None:
         renamed = f"a zip archive named *{path.suffix} (a Keras model is to be renamed to *.keras)"
         kind = renamed if zipped else kind or OTHER_SUFFIXES.get(path.suffix.lower(), "no .keras file")
     if kind:
+        # A whole model in HDF5 is nobody's .keras file yet.
+        made = "give the .keras file it was made from"
+        own = "save the whole model as .keras with Keras 3" if "HDF5" in kind else made
         raise ModelFileError(
-            f"{path}: this is {kind}, but a Keras 3 model is needed; "
-            f"give the .keras file it was made from, or a run folder with {runs.BEST_MODEL_FILE}"
+            f"{path}: this is {kind}, but a Keras 3 model is needed; {own}, or name a run folder with "
+            f"{runs.BEST_MODEL_FILE}"
         )
     if not zipped:
         # A zip archive may stand behind other bytes, but Keras writes none there.

@@ -31,7 +31,7 @@ def find(path: Path | None, output_dir: Path) -> Path:
         if path.is_dir():
             path = _model_of(path)
         elif not path.is_file():
-            raise ModelFileError(f"{path}: no such file or folder; --model_path takes a .keras file or a run folder")
+            raise ModelFileError(f"{path}: no such file or folder; name a .keras file or a run folder")
     return path
 
 
