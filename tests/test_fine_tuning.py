@@ -190,6 +190,16 @@ def test_the_last_layer_is_the_dense_one_before_a_batch_normalisation():
     assert fine_tuning.freeze(model, "last_layer")[0] == 9 * 10
 
 
+def test_a_strategy_that_would_train_nothing_is_refused():
+    image = keras.Input((32, 20, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(10, 3)(image))
+    model = keras.Model(image, x, name="ends")
+    match = r"^ends has no dense layer, so --strategy feature_extractor would train nothing: use last_layer, "
+    with pytest.raises(FineTuningError, match=match):
+        fine_tuning.freeze(model, "feature_extractor")
+    assert fine_tuning.freeze(model, "last_layer") == (100, 100)
+
+
 def test_a_new_head_keeps_the_features():
     model = models.get("cnn32").build((32, 20, 1), 100)
     grown = fine_tuning.with_new_head(model, 10, 1)

@@ -107,11 +107,20 @@ def facts(chosen: Mix) -> dict[str, float]:
 
 
 def freeze(model: keras.Model, strategy: str) -> tuple[int, int]:
-    """Marks what ``strategy`` leaves as it is; returns how many parameters train, and how many there are."""
+    """Marks what ``strategy`` leaves as it is; returns how many parameters train, and how many there are.
+
+    Raises:
+        FineTuningError: it leaves everything as it is.
+    """
     weighted = [layer for layer in model.layers if layer.weights]
     # A batch normalisation behind the last dense layer has but a factor and an offset for each class.
     dense = [layer for layer in weighted if not isinstance(layer, layers.BatchNormalization)]
     head = {"full": weighted, "last_layer": dense[-1:], "feature_extractor": _head(model)}[strategy]
+    if not head:
+        raise FineTuningError(
+            f"{model.name} has no dense layer, so --strategy {strategy} would train nothing: use last_layer, the last "
+            "convolution, or full"
+        )
     for layer in weighted:
         layer.trainable = layer in head
     free, total = (sum(math.prod(weight.shape) for weight in part) for part in (model.trainable_weights, model.weights))
