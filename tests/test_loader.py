@@ -61,10 +61,21 @@ def test_what_was_measured_on_is_not_learnt_from_when_the_list_changes(tiny, pic
 
 
 def test_every_class_gives_its_share(tiny):
-    splits = loader.load(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 2000}]))
-    counts = np.bincount(splits.pool.classes(splits.measured["test"]), minlength=10)
-    expected = np.bincount(splits.pool.classes(np.arange(2000)), minlength=10) * 0.1
+    splits = loader.load(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 2000}], nb_classes=100))
+    counts = np.bincount(splits.pool.tenths[splits.measured["test"]], minlength=100)
+    expected = np.bincount(splits.pool.tenths, minlength=100) * 0.1
     assert np.abs(counts - expected).max() <= 2
+
+
+@pytest.mark.parametrize("split_by", ["cluster", "meter", "image"])
+def test_digits_hold_out_what_tenths_hold_out(tiny, picture_folder, split_by):
+    own = source(picture_folder("own", {f"m{number}": 40 for number in range(10)}))
+    digits, tenths = (
+        loader.load(tiny(data_sources=[own], balance_sources=False, split_by=split_by, nb_classes=nb_classes))
+        for nb_classes in (10, 100)
+    )
+    for name, part in parts(tenths).items():
+        np.testing.assert_array_equal(parts(digits)[name], part)
 
 
 def test_twins_stay_together_unless_split_by_image(tiny, picture_folder):

@@ -231,7 +231,8 @@ def _split(
         # meters, mostly typefaces alone would be measured.
         strata = np.where(np.isin(strata, drawn), strata, -1)
     shares = {"test": settings.test_share, "validation": settings.validation_share}
-    parts = splitting.assign(by[own], strata, pool.classes(own), shares, lots[own])
+    # By tenths for ten classes, too: digits begun with a network of tenths (START_FROM) hold out the same.
+    parts = splitting.assign(by[own], strata, pool.tenths[own], shares, lots[own])
     return {name: own[members] for name, members in parts.items()}
 
 

@@ -113,8 +113,8 @@ def check_named(settings: Settings, *architectures: str) -> None:
     teachers(settings)
     file = start(settings, *architectures)
     of_run = trained_with(file) if file else {}
-    # Pixels draw the lots, and each class is divided by itself.
-    for name in (*OF_SPLIT, "input_height", "input_width", "nb_classes"):
+    # Pixels draw the lots.
+    for name in (*OF_SPLIT, "input_height", "input_width"):
         if of_run.get(name, given := getattr(settings, name)) != given:
             log.warning(
                 "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
