@@ -83,6 +83,17 @@ def test_label_file(folder):
     assert data.skipped == {"not readable": 1}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_label_files_end_their_lines_as_any_machine_does(folder, end):
+    put(folder / "a.png")
+    put(folder / "b\u2028.png")
+    (folder / "labels.txt").write_bytes(end.join(["\ufeffa.png 3.4", "", "b\u2028.png 3.5", ""]).encode())
+    assert read(folder, "label_file").tenths.tolist() == [34, 35]
+    (folder / "labels.txt").write_bytes(end.encode().join([b"a.png 3.4", b"", b"b\xff.png 3.4"]))
+    with pytest.raises(SourceError, match=r"labels.txt line 3 is not UTF-8"):
+        read(folder, "label_file")
+
+
 def test_pictures_that_a_label_file_does_not_list_are_counted(folder, caplog):
     for name in ("a.png", "b.png", "images/c.png"):
         put(folder / name)
@@ -151,7 +162,7 @@ def test_contradicting_lines_are_both_named(folder):
         ("a.png", "labels.txt line 2: bad label: label ''"),
         ("b.png 12", "labels.txt line 2: bad label: label '12'"),
         ("\0.png 3.4", "labels.txt line 2: missing picture"),
-        ("b.png 3.4\rc\033[2J.png 3.4", r"missing picture: b.png 3.4\rc\x1b[2J.png is neither beside it"),
+        ("b.png 3.4\tc\033[2J.png 3.4", r"missing picture: b.png 3.4\tc\x1b[2J.png is neither beside it"),
     ],
 )
 def test_problems_of_label_files_name_the_line(folder, line, problem):

@@ -221,15 +221,15 @@ def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
     place = os.path.join(root, source.labels)
     try:
         data = Path(place).read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise _error(source, f"{source.labels} line {number} is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         hint = _mend(source, "labels")
         raise _error(source, f"label file {place} can't be read ({error.strerror}); {hint}") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
+    # Bytes, as text would be split at what other scripts take for the end of a line, too.
+    for number, encoded in enumerate(data.splitlines(), 1):
+        try:
+            line = encoded.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise _error(source, f"{source.labels} line {number} is not UTF-8; save the file as UTF-8") from error
         if line and not line.startswith("#"):
             name, label = (*line.rsplit(None, 1), "")[:2]
             yield number, name.replace("\\", "/"), label
