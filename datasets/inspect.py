@@ -17,7 +17,8 @@ from utils.errors import exit_code
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="exit code 1: a file can't be read or a label isn't understood"
+        description=__doc__,
+        epilog="exit code 1: a file can't be read, a label isn't understood, or a label file gives a picture two",
     )
     add = parser.add_argument
     add("sources", type=Path, nargs="+", metavar="SOURCE", help="folder, in one of the forms of the README")

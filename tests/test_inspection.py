@@ -85,10 +85,36 @@ def test_damage_bad_labels_and_unreadable_ones(folder):
     assert "kitchen: 4 pictures, 1 of them with a label, 1 meter" in inspection.summary(inspected)
 
 
-def test_a_label_file_with_a_missing_picture(folder):
+def test_a_label_file_whose_lines_are_wrong(folder):
+    for number, name in enumerate("xyz"):
+        draw(folder, f"{name}.png", number)
+    lines = [
+        "x.png\t3.4",
+        "gone.png\t3.5",
+        "x.png\t12",
+        "y.png\t3.4",
+        "y.png\t3.5",
+        "z.png\t9.0",
+        "z.png N",
+        "z.png 8.0",
+    ]
+    (folder / "labels.txt").write_text("\n".join(lines))
+    inspected = inspection.inspect([folder])
+    assert findings(inspected) == {
+        "unreadable": ["labels.txt line 2"],
+        "bad label": ["labels.txt line 3"],
+        "two labels": ["labels.txt line 5", "labels.txt line 7", "labels.txt line 8"],
+    }
+    twice = inspection.of_kind(inspected.found, "two labels")
+    assert twice[0].findings["two labels"] == "two labels: y.png: '3.4' in line 4 and '3.5' in line 5"
+    assert "kitchen: 3 pictures, 3 of them with a label, 1 meter" in inspection.summary(inspected)
+    assert "<p>3 pictures in 1 folder</p>" in inspection_page.page("x", inspected)
+
+
+def test_a_picture_with_two_labels_is_damage(folder):
     draw(folder, "x.png", 0)
-    (folder / "labels.txt").write_text("x.png\t3.4\ngone.png\t3.5\n")
-    assert findings(inspection.inspect([folder])) == {"unreadable": ["labels.txt line 2"]}
+    (folder / "labels.txt").write_text("x.png 3.4\nx.png 3.5\n")
+    assert inspection.is_damaged(inspection.inspect([folder]))
 
 
 def test_odd_sizes(folder):
@@ -185,8 +211,10 @@ def test_a_model_that_hides_its_range_accuses_no_label(tmp_path):
 
 
 def test_doubtful_labels_come_surest_first():
-    doubts = [Inspected("s", f"{doubt}.png", doubt=doubt, findings={"suspicious": "x"}) for doubt in (0.91, 0.99, 0.95)]
-    found = [*doubts, Inspected("s", "good.png")]
+    doubts = [
+        Inspected("s", f"{doubt}.png", "", doubt=doubt, findings={"suspicious": "x"}) for doubt in (0.91, 0.99, 0.95)
+    ]
+    found = [*doubts, Inspected("s", "good.png", "")]
     assert [one.doubt for one in inspection.of_kind(found, "suspicious")] == [0.99, 0.95, 0.91]
 
 

@@ -140,13 +140,15 @@ def test_links_may_not_leave_the_folder(folder, tmp_path):
 
 
 def test_contradicting_lines_are_both_named(folder):
-    put(folder / "images/a.png")
+    put_many(folder, 200, "images/{}.png")
+    good = "".join(f"{number}.png 3.4\n" for number in range(2, 200))
+    two = r"images/0\.png: '3.4' in line 1 and '3.5' in line 3"
+    with pytest.raises(SourceError, match=rf"labels.txt gives 1 picture two labels: {two}\. Leave one line for each"):
+        read_lines(folder, f"0.png 3.4\n\nimages/0.png 3.5\n{good}")
     with pytest.raises(
-        SourceError, match=r"labels.txt gives images/a.png two labels: '3.4' in line 1 and '3.5' in line 3"
+        SourceError, match=r"gives 2 pictures two labels: .*1\.png: '0.0' in line 1 and 'N' in line 2; "
     ):
-        read_lines(folder, "a.png 3.4\n\nimages/a.png 3.5\n")
-    with pytest.raises(SourceError, match="two labels"):
-        read_lines(folder, "a.png 0.0\na.png N\n")
+        read_lines(folder, f"1.png 0.0\n1.png N\n0.png 1.0\n0.png 2.0\n{good}")
 
 
 @pytest.mark.parametrize(

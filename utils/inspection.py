@@ -36,16 +36,17 @@ KINDS = {
 
 @dataclass(eq=False)
 class Inspected:
-    """One picture, or one line of a label file without a picture.
+    """One picture, or one line of a label file that is wrong.
 
-    ``place`` is the picture's path; ``tenths`` its label 0..99, None if it has none; ``label`` that as text; ``size``
-    width and height in the file; ``image`` SHAPE uint8; ``group`` has one number for identical pictures, ``cluster``
-    one for near twins; ``doubt`` is the confidence 0..1 of a model that reads another label; ``findings`` say what is
-    wrong, by kind.
+    ``place`` is the picture's path, or says which line; ``picture`` is the path, empty if there is none; ``tenths`` the
+    label 0..99, None if it has none; ``label`` that as text; ``size`` width and height in the file; ``image`` SHAPE
+    uint8; ``group`` has one number for identical pictures, ``cluster`` one for near twins; ``doubt`` is the confidence
+    0..1 of a model that reads another label; ``findings`` say what is wrong, by kind.
     """
 
     source: str
     place: str
+    picture: str
     meter: str = ""
     tenths: int | None = None
     label: str = ""
@@ -69,7 +70,7 @@ def inspect(folders: Sequence[Path], model: Recognizer | None = None) -> Inspect
     """Looks at everything in the folders, each taken for what it looks like (see ``sources.declare``).
 
     Raises:
-        SourceError: no such folder, no picture in it, or a label file that contradicts itself or leads out of it.
+        SourceError: no such folder, no picture in it, or a label file that can't be read or leads out of it.
         RecognizerError: the model doesn't run.
     """
     declared: list[dict] = []
@@ -97,6 +98,11 @@ def missing(tenths: Sequence[int]) -> list[str]:
         else:
             runs.append([name])
     return [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+
+
+def picture_count(found: Sequence[Inspected]) -> int:
+    """How many pictures there are: several lines may name one, or none."""
+    return len({one.picture for one in found if one.picture})
 
 
 def by_source(found: Sequence[Inspected]) -> dict[str, list[Inspected]]:
@@ -136,15 +142,15 @@ def label_counts(part: Sequence[Inspected]) -> list[list[int]]:
 
 
 def is_damaged(inspection: Inspection) -> bool:
-    """Whether a file can't be read or a label isn't understood."""
-    return any(kind in one.findings for one in inspection.found for kind in ("unreadable", "bad label"))
+    """Whether a file can't be read, a label isn't understood, or a label file gives a picture two."""
+    return any(one.image is None for one in inspection.found)
 
 
 def summary(inspection: Inspection) -> str:
     """All counts as text, with a few examples of each finding."""
     found, lines = inspection.found, []
     for source, part in by_source(found).items():
-        lines += [*_source_lines(source, part, sum(one.source == source for one in found)), ""]
+        lines += [*_source_lines(source, part, picture_count([one for one in found if one.source == source])), ""]
     for kind in inspection.kinds:
         chosen = of_kind(found, kind)
         lines.append(f"{KINDS[kind]}: {len(chosen):,}" if chosen else f"{KINDS[kind]}: none")
@@ -185,9 +191,9 @@ def _read(source: DataSource, model: Recognizer | None) -> list[Inspected]:
         _doubt(found, own, model)
     for problem in entries:
         if not isinstance(problem, Entry):
-            kind = "bad label" if problem.reason == readers.BAD_LABEL else "unreadable"
-            place = os.path.join(source.path, problem.where)
-            found.append(Inspected(source.name, place, findings={kind: f"{problem.reason}: {problem.detail}"}))
+            kind = {readers.BAD_LABEL: "bad label", readers.TWO_LABELS: "two labels"}.get(problem.reason, "unreadable")
+            place, picture = (name and os.path.join(source.path, name) for name in (problem.where, problem.file))
+            found.append(Inspected(source.name, place, picture, findings={kind: f"{problem.reason}: {problem.detail}"}))
     return found
 
 
@@ -205,7 +211,8 @@ def _in_its_range(model: Recognizer, source: DataSource, entries: list[Entry], f
 def _inspected(source: DataSource, entry: Entry) -> Inspected:
     tenths = entry.label.tenths if entry.label else None
     label = readers.NOT_READABLE if tenths is None else labels.text(tenths, 100)
-    return Inspected(source.name, os.path.join(source.path, entry.file.name), entry.meter, tenths, label)
+    place = os.path.join(source.path, entry.file.name)
+    return Inspected(source.name, place, place, entry.meter, tenths, label)
 
 
 def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> None:

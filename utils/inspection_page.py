@@ -11,12 +11,12 @@ MOST_SHOWN = 300  # pictures of one kind; a page with thousands of near twins wo
 def page(title: str, inspected: Inspection) -> str:
     """The page as HTML: counts of each source, then the pictures with each kind of finding."""
     chosen = {kind: inspection.of_kind(inspected.found, kind) for kind in inspected.kinds}
-    sources = inspection.by_source(inspected.found)
+    sources, count = inspection.by_source(inspected.found), inspection.picture_count(inspected.found)
     return "\n".join(
         [
             markup.HEAD.format(policy=markup.policy(), title=markup.escaped(title), style=_STYLE),
             f"<header><h1>{markup.escaped(title)}</h1>",
-            f"<p>{markup.count(len(inspected.found), 'picture')} in {markup.count(len(sources), 'folder')}</p>",
+            f"<p>{markup.count(count, 'picture')} in {markup.count(len(sources), 'folder')}</p>",
             f"<ul class='kinds'>{''.join(_link(kind, len(part)) for kind, part in chosen.items())}</ul></header><main>",
             *(_source(name, part) for name, part in sources.items()),
             *(_kind(kind, part) for kind, part in chosen.items() if part),

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 NOT_READABLE = "not readable"
 BAD_LABEL = "bad label"
 MISSING = "missing picture"
+TWO_LABELS = "two labels"
 
 
 class Entry(NamedTuple):
@@ -38,6 +39,7 @@ class Problem(NamedTuple):
     where: str  # file, or label file and line
     reason: str  # the kind that is counted
     detail: str
+    file: str = ""  # the picture, posix path below the source, if there is one
 
     def __str__(self) -> str:
         return markup.visible(f"{self.where}: {self.reason}: {self.detail}")
@@ -64,8 +66,8 @@ def entries(source: DataSource) -> list[Entry | Problem]:
     """What a source that is a folder holds, undecoded.
 
     Raises:
-        SourceError: the folder is missing, can't be listed or holds no picture, or its label file contradicts itself
-            or reaches out of the folder.
+        SourceError: the folder is missing, can't be listed or holds no picture, or its label file can't be read or
+            reaches out of the folder.
     """
     if not source.path.exists():
         raise _error(source, f"folder {source.path} not found; {_mend(source)}")
@@ -133,6 +135,11 @@ def _mend(source: DataSource, key: str = "path") -> str:
 
 
 def _judge(source: DataSource, problems: list[Problem], total: int) -> None:
+    # Nobody knows which of the two is right, so not even one such picture is skipped.
+    if twice := {problem.file: problem.detail for problem in problems if problem.reason == TWO_LABELS}:
+        examples = markup.visible("; ".join(list(twice.values())[:3]))
+        count = markup.count(len(twice), "picture")
+        raise _error(source, f"{source.labels} gives {count} two labels: {examples}. Leave one line for each")
     if problems and 100 * len(problems) >= total:
         share = f"{len(problems)} of {total} entries are unusable (under 1 % would be skipped)"
         examples = "; ".join(map(str, problems[:3]))
@@ -153,7 +160,7 @@ def _labelled(file: File, meter: str, where: str, text: str, parse: Callable = l
     try:
         return Entry(file, parse(text), meter)
     except LabelError as error:
-        return Problem(where, BAD_LABEL, str(error))
+        return Problem(where, BAD_LABEL, str(error), file.name)
 
 
 def _list_by_name(source: DataSource, root: str) -> _Found:
@@ -200,9 +207,9 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
             tenths = found.label and found.label.tenths
             earlier, other, other_tenths = first.setdefault(file.name, (number, label, tenths))
             if tenths != other_tenths:
-                two = f"{other!r} in line {earlier} and {label!r} in line {number}"
-                raise _error(source, f"{source.labels} gives {file.name} two labels: {two}; remove one")
-            if earlier != number:
+                two = f"{file.name}: {other!r} in line {earlier} and {label!r} in line {number}"
+                found = Problem(where, TWO_LABELS, two, file.name)
+            elif earlier != number:
                 continue
         yield found
     _warn_of_unlisted(source, [file.name for file in _walked(source, root) if file.name not in listed])
