@@ -140,9 +140,10 @@ def test_size_of_what_is_no_picture(tmp_path):
     [
         ([t for t in range(100) if t not in (36, 37, 38, 39, 72)], ["3.6-3.9", "7.2"]),
         (range(100), []),
-        ([10 * d for d in range(8)], ["8-9"]),
+        ([10 * d for d in range(8)], ["8-9", "tenths between digits"]),
+        ([10 * d for d in range(10)], ["tenths between digits"]),
         (range(1, 99), ["0.0", "9.9"]),
-        ([], ["0-9"]),
+        ([], ["0-9", "tenths between digits"]),
     ],
 )
 def test_missing_labels(tenths, expected):

@@ -85,7 +85,9 @@ def inspect(folders: Sequence[Path], model: Recognizer | None = None) -> Inspect
 
 
 def missing(tenths: Sequence[int]) -> list[str]:
-    """Labels that do not occur, neighbours together ("3.6-3.9"); only digits if no label has a tenth."""
+    """Labels that do not occur, neighbours together ("3.6-3.9"); whole digits, and a word for the others, if none of
+    the others does.
+    """
     step = 1 if any(value % 10 for value in tenths) else 10
     names = labels.class_names(100 if step == 1 else 10)
     present = {value // step for value in tenths}
@@ -97,7 +99,8 @@ def missing(tenths: Sequence[int]) -> list[str]:
             runs[-1].append(name)
         else:
             runs.append([name])
-    return [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    shown = [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return shown if step == 1 else [*shown, "tenths between digits"]
 
 
 def picture_count(found: Sequence[Inspected]) -> int:
