@@ -239,6 +239,16 @@ def test_text_names_counts_and_gaps(folder):
     assert "  0.0-0.4, 0.6-1.4, 1.6-2.4, 2.6-9.9: none" in text
 
 
+def test_columns_stand_below_each_other_behind_wide_letters(folder):
+    for number, meter in enumerate(("\u6c34\u8868\u4e00", "ku\u0308che", "meter_1")):
+        draw(folder, f"{meter}/3.4_x.png", number)
+    heading, *rows = inspection.summary(inspection.inspect([folder])).splitlines()[1:5]
+    assert heading.startswith("  meter    pictures  labels")
+    assert [row.split("  ")[1] for row in rows] == ["ku\u0308che", "meter_1", "\u6c34\u8868\u4e00"]
+    # Each Chinese letter is as wide as two, the accent takes no column.
+    assert [len(row) for row in rows] == [len(heading) + 1, len(heading), len(heading) - 3]
+
+
 def test_csv_has_a_row_a_picture_and_no_formula(folder, monkeypatch):
     draw(folder, "=cmd()/3.4_x,\n.png", 0)
     draw(folder, "m/3.4_y.png", 0)

@@ -98,6 +98,9 @@ def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, draw
 def test_table_lines_up():
     text = report.table([["a", "b", "c", "n"], ["long", "x", "y", "12"]])
     assert text.splitlines() == ["a     b  c   n", "--------------", "long  x  y  12"]
+    # A terminal shows a Chinese letter two columns wide, and an accent upon its letter.
+    text = report.table([["a", "n"], ["\u6c34\u8868", "12"], ["u\u0308ber", "3"]], texts=1)
+    assert text.splitlines() == ["a      n", "--------", "\u6c34\u8868  12", "u\u0308ber   3"]
 
 
 @pytest.mark.parametrize("sizes", [[68.6, 69.2], [34.1], [18.4, 34.1], [18.0, 11477.7]])

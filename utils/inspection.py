@@ -280,10 +280,11 @@ def _source_lines(source: str, part: list[Inspected], total: int) -> list[str]:
     meters = {markup.visible(meter): counts for meter, counts in meter_counts(part).items()}
     usable = f"{len(part):,} of them with a label, {markup.count(len(meters), 'meter')}"
     lines = [f"{markup.visible(source)}: {markup.count(total, 'picture')}, {usable}"]
-    width = max(map(len, [*meters, "meter"]))
+    width = max(map(markup.columns, [*meters, "meter"]))
     lines.append(f"  {'meter':{width}}  pictures  labels" + "".join(f"{digit:>6}" for digit in range(10)))
     for meter, (count, different, *digits) in meters.items():
-        lines.append(f"  {meter:{width}}  {count:8}  {different:6}" + "".join(f"{n:6}" for n in digits))
+        padding = " " * (width - markup.columns(meter))
+        lines.append(f"  {meter}{padding}  {count:8}  {different:6}" + "".join(f"{n:6}" for n in digits))
     lines.append("  label " + "".join(f"{f'.{tenth}':>6}" for tenth in range(10)))
     for digit, counts in enumerate(label_counts(part)):
         lines.append(f"  {digit:>5} " + "".join(f"{count:6}" for count in counts))

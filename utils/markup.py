@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import unicodedata
 from collections.abc import Sequence
 
 import cv2
@@ -138,6 +139,11 @@ def percent(share: float) -> str:
 def visible(text: str) -> str:
     """Characters nobody sees, that turn the direction of writing, or that UTF-8 has not, are spelled out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def columns(text: str) -> int:
+    """How wide a terminal shows a text: Chinese letters take two columns, an accent that follows its letter none."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 def plotted(text: str) -> str:

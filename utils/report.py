@@ -218,15 +218,15 @@ def table(rows: list[list[str]], texts: int = 3) -> str:
     """Text table: the first row is the heading, columns are as wide as needed, those behind the ``texts`` first stand
     at the right.
     """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    widths = [max(markup.columns(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - markup.columns(cell))
+            cells.append(cell + padding if column < texts else padding + cell)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(markup.columns, lines)), *lines[1:]])
 
 
 def result_rows(results: dict) -> list[list[str]]:
