@@ -13,6 +13,7 @@ from models import _blocks
 from tests.crashing import hang
 from utils import evaluation, export, loader, runs, session
 from utils.loader import DataError
+from utils.plans import Plan
 
 FILES = {
     "settings.json", "best_model.keras", "cnn32_float.tflite", "cnn32_quantized.tflite", "training_history.png",
@@ -329,3 +330,24 @@ def test_a_run_without_a_recommended_confidence_says_what_that_takes(trained_run
     results = {**trained_run[0].results, "recommended_confidence": None}
     text = session.summary([session.Outcome("cnn32", None, results)])
     assert "no confidence is recommended: it takes 200 validation pictures, 99.5% right" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "weight", "new_then", "said"),
+    [("own", 1.0, [], True), ("own/a", 1.0, [], True), ("own", 0.0, [], False), ("own", 9.0, ["own"], False)],
+)
+def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
+    tiny, tmp_path, picture_folder, caplog, data, weight, new_then, said
+):
+    own = {"name": "own", "type": "filename", "path": str(picture_folder("own", {"a": 120})), "weight": weight}
+    settings = tiny()
+    settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, own])
+    runs.save_settings(tmp_path, settings, "cnn32", "")
+    runs.write_json(tmp_path / runs.RESULTS_FILE, {"training": {"new": new_then}})
+    again = dataclasses.replace(
+        settings, data_sources=[*settings.data_sources[:-1], {**own, "path": str(tmp_path / data), "weight": 300.0}]
+    )
+    splits = loader.load(again, ["own"], aside_from=100)
+    assert len(splits.measured["own (kept aside)"]) == 36
+    session._warn_of_learnt(tmp_path / runs.BEST_MODEL_FILE, Plan(new=("own",)), again, splits)
+    assert ('may have learnt what is kept aside, so "own (kept aside)" looks better' in caplog.text) == said

@@ -69,6 +69,22 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
         return found
 
 
+def learnt_folders(path: Path) -> set[Path]:
+    """Folders that the model's run dealt out by its own split; none if it is of no run.
+
+    Of the new pictures of a fine-tuning others are kept aside, the same the next time, so those folders are none.
+    """
+    try:
+        saved, results = (
+            json.loads((Path(path).parent / name).read_text()) for name in (runs.SETTINGS_FILE, runs.RESULTS_FILE)
+        )
+        found = [one for one in saved["settings"]["data_sources"] if "path" in one and one.get("weight", 1)]
+        new = results["training"].get("new", ())
+        return {Path(one["path"]).expanduser().resolve() for one in found if one["name"] not in new}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return set()
+
+
 def to_go_on(path: Path | None, given: dict[str, Any]) -> tuple[Path, Settings]:
     """The file that :func:`find` finds, and the settings to teach that model further.
 

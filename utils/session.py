@@ -155,6 +155,7 @@ def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     _check_quantizable(model, str(model_file), settings, mode)
+    _warn_of_learnt(model_file, plan, settings, splits)
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
     runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
     with runs.hold(run_dir):
@@ -174,6 +175,21 @@ def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         report_page.write(run_dir)
     return Outcome(model.name, run_dir, results)
+
+
+def _warn_of_learnt(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> None:
+    """Says of which new pictures some that are kept aside were learnt by the model itself."""
+    learnt = model_choice.learnt_folders(model_file)
+    for source in settings.data_sources:
+        kept_aside = loader.aside_of(source["name"])
+        if source["name"] in plan.new and kept_aside in splits.measured:
+            folder = Path(source["path"]).expanduser().resolve()
+            if learnt & {folder, *folder.parents}:
+                log.warning(
+                    '%s: %s was trained on this folder and may have learnt what is kept aside, so "%s" looks better'
+                    " than it is; measure on further pictures: benchmark.py RUN OLD_MODEL --data FOLDER",
+                    *(source["path"], model_file, kept_aside),
+                )
 
 
 def stopped_by_system(name: str, run_dir: Path | None, error: OSError, settings: Settings, then: str) -> Outcome:
