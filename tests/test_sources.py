@@ -109,6 +109,9 @@ def test_lists_of_sources():
         (["7/7_a.png", "7/8.png", "7/c.png", "3/d.png"], "folder_structure"),
         (["7/a.png", "10/b.png"], "folder_structure"),
         (["10/7.1_a.png", "11/3.4_b.png"], "filename"),
+        (["3.4/3.4_a.png", "9.9/9.9_b.png", "NaN/N_c.png"], "folder_structure"),
+        (["meter/3/3_a.png", "meter/4/4_b.png"], "folder_structure"),
+        (["3/3.0_a.png", "4/4.0_b.png"], "filename"),
     ],
 )
 def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):

@@ -195,8 +195,9 @@ def _kind_by_names(folder: Path) -> str:
     by_name, nameless = _read_all(labels.parse_file_name, [file.name for file in files])
     if not files or nameless_folders:
         return "filename"
-    # A few of them may be mere numbers; and one picture without a label doesn't make the other names void.
-    if 2 * nameless >= len(files):
+    # A few of them may be mere numbers; and one picture without a label doesn't make the other names void. Where both
+    # say the same, the folder is a class nevertheless: as a meter it would have one label.
+    if 2 * nameless >= len(files) or by_folder == by_name:
         return "folder_structure"
     # Numbers of two places are rather those of meters where the pictures' names are labels.
     if numbered and not nameless:
