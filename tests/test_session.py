@@ -10,7 +10,7 @@ import pytest
 
 import models
 from models import _blocks
-from tests.crashing import hang
+from tests.crashing import crash, hang
 from utils import evaluation, export, loader, runs, session
 from utils.loader import DataError
 from utils.plans import Plan
@@ -130,6 +130,19 @@ def test_one_that_fails_does_not_stop_the_others(tiny, monkeypatch):
     assert outcomes[0].error == "RuntimeError: out of luck"
     assert outcomes[1].results is not None
     assert "bad FAILED: RuntimeError: out of luck" in session.summary(outcomes)
+
+
+def test_a_killed_process_is_a_row_that_says_how_to_go_on(tiny, monkeypatch):
+    monkeypatch.setattr(session, "_in_process", crash)
+    outcomes = session.train_side_by_side(["cnn32", "digit_recognizer_v6"], tiny(), session.Options(), 2)
+    assert [(outcome.architecture, outcome.results) for outcome in outcomes] == [
+        ("cnn32", None),
+        ("digit_recognizer_v6", None),
+    ]
+    assert {outcome.error for outcome in outcomes} == {
+        "its process ended without a word (out of memory?); go on with train.py --resume and its run folder, if the log"
+        " above names one"
+    }
 
 
 def test_an_interrupted_process_waits_for_no_training_beside_it(tiny, monkeypatch):

@@ -97,7 +97,9 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
             try:
                 return process.submit(_in_process, name, settings, options, threads).result()
             except concurrent.futures.process.BrokenProcessPool:
-                return Outcome(name, None, None, "its process ended without a word (out of memory?)")
+                # Only its process knew the folder.
+                then = "go on with train.py --resume and its run folder, if the log above names one"
+                return Outcome(name, None, None, f"its process ended without a word (out of memory?); {then}")
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
