@@ -10,11 +10,11 @@ from utils.plans import Plan
 from utils.retraining import judge
 
 
-def results(before, after, nb_classes=10, on_device=None):
+def results(before, after, nb_classes=10, on_device=None, n=10_000):
     score = "accuracy" if nb_classes == 10 else "within_0.1"
 
     def sets(values):
-        return {"sets": {name: {score: value, "per_meter": {}} for name, value in values.items()}}
+        return {"sets": {name: {"n": n, score: value, "per_meter": {}} for name, value in values.items()}}
 
     files = {"best_model.keras": sets(after), "m.tflite": sets(on_device or after)}
     return {"nb_classes": nb_classes, "before": sets(before), "files": files, "recommended": "m.tflite"}
@@ -50,8 +50,24 @@ def test_the_file_that_is_flashed_has_a_say():
     assert judge(results(before, before, on_device={"test": 0.985}), 0.2, 0.8, 9, max_drop=0.2).accepted
     judgement = judge(results(before, before, on_device={"test": 0.9849}), 0.2, 0.8, 9, max_drop=0.2)
     assert judgement.reasons == (
-        "test is read worse by 0.51 points by m.tflite, RETRAIN_MAX_DROP allows 0.2 and rounding 0.3",
+        "test is read worse by 0.51 points (51 of 10,000 pictures) by m.tflite, RETRAIN_MAX_DROP allows 0.2 and"
+        " rounding 0.3",
     )
+
+
+@pytest.mark.parametrize(
+    ("after", "on_device", "max_drop", "reasons"),
+    [
+        (2 / 3, 2 / 3, 0.2, []),
+        (2 / 3, 2 / 3, 0, ["test is read worse by 33.33 points (1 of 3 pictures), RETRAIN_MAX_DROP allows 0"]),
+        (1 / 3, 1 / 3, 0.2, ["test is read worse by 66.67 points (2 of 3 pictures), RETRAIN_MAX_DROP allows 0.2, or"]),
+        (1, 1 / 3, 0.2, ["test is read worse by 66.67 points (2 of 3 pictures) by m.tflite, RETRAIN_MAX_DROP allows"]),
+    ],
+)
+def test_a_single_one_of_a_few_old_pictures_decides_nothing(after, on_device, max_drop, reasons):
+    scores = ({"test": round(share, 6)} for share in (1, after, on_device))
+    found = judge(results(next(scores), next(scores), on_device=next(scores), n=3), 0.2, 0.8, 9, max_drop).reasons
+    assert [reason[: len(begin)] for reason, begin in zip(found, reasons, strict=True)] == reasons
 
 
 def test_the_meters_with_most_readings_changed_are_shown_and_typefaces_are_none(tiny):
