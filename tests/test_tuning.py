@@ -211,6 +211,23 @@ def test_an_interruption_does_not_count_against_a_trial(small, splits, fake):
     assert [row["status"] for row in rows(found)] == ["COMPLETED", "COMPLETED"]
 
 
+def test_a_full_disk_does_not_count_against_a_trial(small, splits, driver, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def trained(*_):
+        return training.Training([{"val_accuracy": 0.5}], 1)
+
+    small = small(tuner_max_trials=2)
+    monkeypatch.setattr(training, "fit", full)
+    for _ in range(trials.BEGINNINGS + 1):
+        with pytest.raises(SearchError, match=r"00001: No space left on device; mend that, then the same command goes"):
+            tuning.search(small, splits)
+    monkeypatch.setattr(training, "fit", trained)
+    found = tuning.search(small, splits)
+    assert [row["status"] for row in rows(found)] == ["COMPLETED", "COMPLETED"]
+
+
 def test_a_changed_space_is_named_and_gets_its_own_folder(small, splits, fake, caplog):
     caplog.set_level(logging.INFO)
     one = tuning.search(small(tuner_max_trials=1), splits)

@@ -32,7 +32,7 @@ from utils import (
     training,
     trials,
 )
-from utils.errors import UserError
+from utils.errors import UserError, in_words
 from utils.loader import Splits
 from utils.search_space import Combination, SearchError
 from utils.settings import Settings
@@ -54,7 +54,7 @@ def search(settings: Settings, splits: Splits) -> Search | None:
         The search, finished or stopped; None for a worker, whose results the chief has.
 
     Raises:
-        SearchError: nothing fits the limits, or the objective does not suit the model.
+        SearchError: nothing fits the limits, the objective does not suit the model, or the system refuses a file.
         DeviceError: the objective is that of a quantised file and Keras does not run on TensorFlow.
         ModelFileError: a teacher, or what ``START_FROM`` names, is gone or doesn't fit.
         RunError: ``OUTPUT_DIR`` can't be written to, or another process makes the same search.
@@ -79,7 +79,7 @@ def search(settings: Settings, splits: Splits) -> Search | None:
         log.info("searching in %s", found.folder)
         try:
             _drive(found, settings, splits, found.folder / trials.SCRATCH, role)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SearchError):
             found.interrupt()
             raise
         trials.forget_scratch(found)
@@ -96,7 +96,7 @@ def _read_along(settings: Settings, axes: dict[str, list]) -> dict[str, bytes]:
 
 
 def run_trial(combination: Combination, settings: Settings, splits: Splits, folder: Path, until: int) -> Outcome:
-    """Trains one combination and scores it; whatever goes wrong becomes the outcome's ``error``.
+    """Trains one combination and scores it; whatever goes wrong with it becomes the outcome's ``error``.
 
     Args:
         combination: field names and values.
@@ -104,6 +104,9 @@ def run_trial(combination: Combination, settings: Settings, splits: Splits, fold
         splits: the pictures.
         folder: receives what the training writes; what is left there of ``until`` fewer epochs is gone on from.
         until: epochs, at most ``TUNER_EPOCHS``, which the learning rate is planned for.
+
+    Raises:
+        SearchError: the system refused a file, on a full disk for instance.
     """
     started = time.monotonic()
     try:
@@ -126,6 +129,10 @@ def run_trial(combination: Combination, settings: Settings, splits: Splits, fold
         fitted = training.fit(model, splits, trial, folder, until)
         score = SCORES[settings.tuner_objective](fitted, splits, trial, folder)
         return Outcome(score, len(fitted.rows), time.monotonic() - started)
+    except OSError as error:
+        # A full disk, above all, says nothing against the combination, which would stay FAILED for good.
+        said = f"{in_words(error, folder)}; mend that, then the same command goes on with the search"
+        raise SearchError(said) from error
     except Exception as error:
         # A trial that fails, for want of memory or else, must not take the search with it; its row says why.
         log.debug("the trial failed", exc_info=True)
