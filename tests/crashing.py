@@ -12,3 +12,8 @@ def crash(*_: object) -> None:
 def hang(*_: object) -> None:
     """As a training does that has hours to go."""
     time.sleep(60)
+
+
+def without_backend(*_: object) -> None:
+    """As Keras does where what it computes with is missing."""
+    raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")

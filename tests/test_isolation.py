@@ -4,7 +4,9 @@ import time
 
 import pytest
 
+from tests.crashing import without_backend
 from utils import tflite_file
+from utils.errors import UserError
 from utils.isolation import Isolated, IsolationError
 
 
@@ -16,6 +18,8 @@ def test_results_errors_crashes_and_hangs():
             process.call(divmod, 1, 0)
         with pytest.raises(tflite_file.FileError, match="no TFLite file"):
             process.call(tflite_file.read, b"")
+        with pytest.raises(UserError, match="tensorflow, which Keras is to compute with, is not installed: install it"):
+            process.call(without_backend)
         assert process.call(abs, -3) == 3
         with pytest.raises(IsolationError, match=r"ended \(SIGABRT\)"):
             process.call(os.abort)

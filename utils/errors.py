@@ -18,6 +18,15 @@ def in_words(error: OSError, where: object) -> str:
     return f"{error.filename or where}: {os.strerror(error.errno) if error.errno else error}"
 
 
+def missing_backend(error: Exception) -> str | None:
+    """What to do about a backend of Keras that isn't installed, None if the error is another one."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in BACKENDS:
+        return None
+    others = " or ".join(name for name in BACKENDS if name != error.name)
+    hint = f"install it, or set the environment variable KERAS_BACKEND to {others} if that is installed"
+    return f"{error.name}, which Keras is to compute with, is not installed: {hint}"
+
+
 def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     """What an entry script ends with: the exit code of ``work``, 2 for the user's error, 130 for Ctrl-C.
 
@@ -49,11 +58,9 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
         print(f"{door}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in BACKENDS:
+        if (hint := missing_backend(error)) is None:
             raise
-        others = " or ".join(name for name in BACKENDS if name != error.name)
-        hint = f"install it, or set the environment variable KERAS_BACKEND to {others} if that is installed"
-        print(f"{door}: {error.name}, which Keras is to compute with, is not installed: {hint}", file=sys.stderr)
+        print(f"{door}: {hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{door}: {interrupted}", file=sys.stderr)

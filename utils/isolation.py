@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, missing_backend
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,12 @@ def _serve(pipe: Any) -> None:
             except UserError as error:
                 answer = None, error
             except Exception as error:
-                # Not every exception can be sent, and a stranger's file may raise anything.
-                log.error("%s", traceback.format_exc())
-                answer = None, IsolationError(f"{type(error).__name__}: {error}")
+                if hint := missing_backend(error):
+                    answer = None, UserError(hint)
+                else:
+                    # Not every exception can be sent, and a stranger's file may raise anything.
+                    log.error("%s", traceback.format_exc())
+                    answer = None, IsolationError(f"{type(error).__name__}: {error}")
             pipe.send(answer)
 
 
