@@ -1,11 +1,14 @@
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tests import foreign_files as foreign
 from tests.crashing import crash
@@ -147,6 +150,20 @@ def test_files(results, tmp_path):
         image = cv2.imread(str(picture))
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
     assert not list(results["folder"].glob("*.json"))
+
+
+def test_names_of_equal_models_stand_apart_in_the_plot(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(benchmark_report, "Figure", lambda **more: figures.append(Figure(**more)) or figures[-1])
+    names = {"_a.tflite", *(f"model{number}.tflite" for number in range(20))}
+    entries = [{"name": name, "bytes": 70_000, "scores": {"digit": 0.9}} for name in names]
+    plot = {"metric": "digit", "models": entries, "pictures": {"n": 5}}
+    benchmark_report.plot_sizes(tmp_path / "sizes.png", plot)
+    texts = [text for text in figures[0].findobj(Text) if text.get_text().strip() in names]
+    boxes = [text.get_window_extent() for text in texts]
+    assert {text.get_text().strip() for text in texts} == names
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(box.y0 >= 0 and box.y1 <= figures[0].bbox.y1 and box.x1 <= figures[0].bbox.x1 for box in boxes)
 
 
 def test_a_model_that_ends_the_process_is_a_row(meters, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import logging
 import textwrap
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ TITLES = {
 CARD_COLORS = ((0.02, "tab:green"), (0.1, "gold"), (1.0, "tab:red"))
 TINY = 0.0001  # smaller probabilities are not told apart
 NAME_WIDTH = 24  # characters of a model's name in one line of a plot
+LINE_HEIGHT = 0.17  # inches, of the names beside a plot
+MARKERS = "os^DvP*"  # of models in a plot; as many as share no factor with its ten colours
 COLUMNS = (
     *("name", "path", "file", "error", "bytes", "parameters", "multiply_accumulates", "ms", "arena_bytes"),
     *("arena_note", "input_shape", "input_dtype", "pixels", "pixels_found", "outputs"),
@@ -97,12 +100,15 @@ def plot_sizes(path: Path, results: dict[str, Any]) -> None:
     """Score of every model against the size of its file, as a PNG."""
     metric = results["metric"]
     shown = [entry for entry in results["models"] if "scores" in entry]
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    names = [_plain(entry["name"]) for entry in shown]
+    # At the side, as models of one size and score would write their names over one another.
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(9, max(5, LINE_HEIGHT * lines)), layout="constrained")
     axes = figure.subplots()
-    for entry in shown:
-        kilobytes, score = entry["bytes"] / 1024, entry["scores"][metric]
-        axes.scatter(kilobytes, score, s=40)
-        axes.annotate(_plain(entry["name"]), (kilobytes, score), (6, 6), textcoords="offset points", fontsize=8)
+    for entry, name, marker in zip(shown, names, itertools.cycle(MARKERS), strict=False):
+        # Hollow, so that one shows inside another.
+        axes.plot(entry["bytes"] / 1024, entry["scores"][metric], marker, fillstyle="none", markersize=7, label=name)
+    figure.legend(loc="outside right upper", fontsize=8)
     report.size_axis(axes, [entry["bytes"] / 1024 for entry in shown])
     axes.margins(y=0.15)
     axes.set(
