@@ -109,6 +109,17 @@ def test_unsure_pictures_are_copied_under_their_reading(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == ["3_dark-2.png", "3_dark.png"]
 
 
+def test_many_pictures_of_one_name_are_copied_with_one_look_at_each_copy(tmp_path, monkeypatch):
+    files = [put(tmp_path / "in" / str(number) / "digit1.png", (number, 0, 0)) for number in range(40)]
+    readings = [Reading(file, 3, "3.0", 0.1) for file in files]
+    looks, is_file = [], Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looks.append(path) or is_file(path))
+    names = ["3.0_digit1.png", *(f"3.0_digit1-{number}.png" for number in range(2, 41))]
+    assert saved(tmp_path, readings) == names
+    assert saved(tmp_path, readings[::-1]) == names[::-1]
+    assert len(looks) == 80
+
+
 def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):
     folder = folder_of(tmp_path)
     before = prediction.find_pictures(folder)

@@ -1,12 +1,13 @@
 """Reads picture files with a model, says how sure it is, and sorts the unsure ones out."""
 
-import filecmp
+import hashlib
 import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +105,11 @@ def save_unsure(readings: Sequence[Reading], threshold: float, folder: Path) -> 
         PredictionError: a picture can't be copied there.
     """
     unsure = [one for one in readings if is_unsure(one, threshold)]
+    # Of each name the next number and, by content, what is there: cameras call all their pictures alike.
+    begun = defaultdict(lambda: (itertools.count(1), {}))
     try:
-        return [_copy(one.file, folder, f"{one.reading}_{one.file.name}") for one in unsure]
+        names = [f"{one.reading}_{one.file.name}" for one in unsure]
+        return [_copy(one.file, folder, name, *begun[name]) for one, name in zip(unsure, names, strict=True)]
     except OSError as error:
         raise PredictionError(f"{folder}: cannot save pictures there ({error.strerror})") from error
 
@@ -158,14 +162,17 @@ def _read_chunk(model: Recognizer, files: Sequence[Path]) -> list[Reading]:
     return [readings[file] for file in files]
 
 
-def _copy(source: Path, folder: Path, name: str) -> Path:
+def _copy(source: Path, folder: Path, name: str, numbers: Iterator[int], known: dict[bytes, Path]) -> Path:
     stem, ending = os.path.splitext(name)
     while len(os.fsencode(stem + ending)) > MAX_NAME_BYTES:
         stem = stem[:-1]
-    for number in itertools.count(1):
+    content = _digest(source)
+    while content not in known:
+        number = next(numbers)
         target = folder / f"{stem}{f'-{number}' if number > 1 else ''}{ending}"
-        if target.is_file() and filecmp.cmp(source, target, shallow=False):
-            return target
+        if target.is_file():
+            known.setdefault(_digest(target), target)
+            continue
         try:
             # Takes the name, and fails if anybody has it, a link to elsewhere too.
             target.touch(exist_ok=False)
@@ -177,4 +184,10 @@ def _copy(source: Path, folder: Path, name: str) -> Path:
             # The name alone would look like a damaged picture.
             target.unlink()
             raise
-        return target
+        known[content] = target
+    return known[content]
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
