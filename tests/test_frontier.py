@@ -1,8 +1,10 @@
+import itertools
 import json
 from pathlib import Path
 
 import cv2
 import pytest
+from matplotlib.figure import Figure
 
 from tests import measure_frontier
 from utils import charts, frontier
@@ -97,6 +99,19 @@ def test_charts_name_strangers_and_take_the_page_s_colours():
     assert charts._INK not in svg
     assert svg == charts.sizes(points, "within 0.1")
     assert "$1_{ $2</text>" in charts.sizes(points, "within 0.1, $1_{ $2")
+
+
+def test_a_charts_names_do_not_stand_on_one_another(monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, "Figure", lambda **more: figures.append(Figure(**more)) or figures[-1])
+    names = ("v15_tenths", "v7_tenths", "v7_again", "v6_tenths", "high_accuracy_validator")
+    at = ((68.6, 0.9841), (34.1, 0.98409), (33.9, 0.98408), (18.4, 0.9751), (11477.7, 0.9887))
+    kinds = ("this run", *["zoo"] * 4)
+    charts.sizes([Point(name, kind, *one) for name, kind, one in zip(names, kinds, at, strict=True)], "within 0.1")
+    texts = {text.get_text(): text.get_window_extent() for text in figures[0].axes[0].texts}
+    # The third near name finds no place; the page's table has it.
+    assert set(texts) == {"this run", "v7_tenths", "v6_tenths", "high_accuracy_validator"}
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(texts.values(), 2))
 
 
 def test_the_readmes_table_and_plot_come_from_the_results(tmp_path, capsys):

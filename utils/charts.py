@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from utils import frontier, markup, report
 from utils.frontier import Point
@@ -50,15 +51,13 @@ def sizes(found: Sequence[Point], title: str) -> str:
             mine = [one for one in found if one.kind == kind]
             if mine:
                 axes.scatter([one.kb for one in mine], [one.score for one in mine], label=kind, **_MARKERS[kind])
-        for one in found:
-            if one in front or one.kind in ("this run", "baseline"):
-                _name(axes, one)
         axes.set(xlabel="KB of the file for the device", ylabel=markup.plotted(title))
         axes.margins(y=0.15)
         report.size_axis(axes, [one.kb for one in found])
         axes.grid(alpha=0.2)
         # Outside: a mark within the axes would pass for a model.
         figure.legend(loc="outside lower center", ncols=len(frontier.KINDS), frameon=False)
+        _names(axes, [one for one in found if one in front or one.kind in ("this run", "baseline")])
         return _svg(figure)
 
 
@@ -80,13 +79,31 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _name(axes: Axes, one: Point) -> None:
-    name = one.kind if one.kind == "this run" else markup.visible(one.name)
-    shown = name if len(name) <= 34 else f"{name[:33]}…"
-    # A stranger's folder may have dollars in its name, which begin a formula.
-    axes.annotate(
-        shown, (one.kb, one.score), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, parse_math=False
-    )
+def _names(axes: Axes, named: Sequence[Point]) -> None:
+    """Writes names above their marks, or below where another one stands; the table alone has what fits nowhere."""
+    # Lays the chart out: before that nobody knows what stands where.
+    axes.figure.draw_without_rendering()
+    taken: list[Bbox] = []
+    for one in named:
+        name = one.kind if one.kind == "this run" else markup.visible(one.name)
+        shown = name if len(name) <= 34 else f"{name[:33]}…"
+        for up, align in ((9, "baseline"), (-9, "top")):
+            # A stranger's folder may have dollars in its name, which begin a formula.
+            text = axes.annotate(
+                shown,
+                (one.kb, one.score),
+                xytext=(0, up),
+                textcoords="offset points",
+                ha="center",
+                va=align,
+                fontsize=9,
+                parse_math=False,
+            )
+            box = text.get_window_extent()
+            if not any(map(box.overlaps, taken)):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def _svg(figure: Figure) -> str:
