@@ -61,11 +61,11 @@ def test_folders_names_are_shown_as_they_are_not_as_formulas(tmp_path, drawn):
     report.confusion_matrix(tmp_path / "c.png", digits, digits, 10, name)
     report.worst_predictions(tmp_path / "w.png", np.zeros((10, 32, 20, 3), np.uint8), digits, logits, 10, name)
     report.reliability(tmp_path / "r.png", {name: Readings(np.full(30, 0.9), np.arange(30) > 0)}, 0.5, 10, name)
-    legends = [text.get_text() for axes in drawn["r.png"].axes[:2] for text in axes.get_legend().get_texts()]
+    legend = drawn["r.png"].legends[0].get_texts()[0].get_text()
     titles = [drawn["c.png"].axes[0].get_title(), drawn["w.png"].get_suptitle(), drawn["r.png"].get_suptitle()]
-    dollars = [text.replace(r"\$", "$") for text in (*titles, legends[0], legends[-1])]
-    assert dollars == [shown, f"{shown}: 0 of 10 pictures wrong", shown, f"{shown}: off by 0.067 on average",
-                       f"{shown}, confidence 0.500 and up"]  # fmt: skip
+    dollars = [text.replace(r"\$", "$") for text in (*titles, legend)]
+    off = f"{shown}: confidence off by 0.067 on average"
+    assert dollars == [shown, f"{shown}: 0 of 10 pictures wrong", shown, off]
     scores = {"n": 1, "ties": 0.0, "agreement": 1.0}
     results = {"architecture": "a", "files": {"f": {"bytes": 1024, "sets": {name: scores}}}}
     assert report.result_rows(results)[0][:4] == ["a", "f", shown, "1.0"]
@@ -87,7 +87,7 @@ def test_reliability_shows_what_came_true_and_what_refusing_gains(tmp_path, draw
     # Two readings are too few for a share.
     np.testing.assert_allclose(upper.lines[1].get_xydata(), [[0.5, 0.25], [0.95, 1]])
     assert list(lower.lines[0].get_ydata()) == [2, 40, 60]
-    curve, point = coverage.lines[1:]
+    curve, point = coverage.lines[1:3]
     np.testing.assert_allclose(curve.get_xydata(), [[60 / 102, 1], [100 / 102, 0.7], [1, 70 / 102]])
     np.testing.assert_allclose(point.get_xydata(), [[60 / 102, 1]])
     assert coverage.get_ylabel() == "share of them within 0.1"
@@ -113,8 +113,21 @@ def test_an_axis_of_sizes_always_has_figures(sizes):
     assert low < min(sizes) <= max(sizes) < high
 
 
-def test_a_name_that_begins_with_an_underscore_is_in_the_legends(tmp_path, drawn):
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path, drawn):
     readings = Readings(np.full(30, 0.9), np.arange(30) > 0)
     report.reliability(tmp_path / "r.png", {"_new": readings}, 0.5, 10, "file")
-    legends = [[text.get_text().strip() for text in axes.get_legend().get_texts()] for axes in drawn["r.png"].axes[:2]]
-    assert legends == [["_new: off by 0.067 on average"], ["99.5%", "_new", "_new, confidence 0.500 and up"]]
+    texts = [text.get_text().strip() for text in drawn["r.png"].legends[0].get_texts()]
+    assert texts == ["_new: confidence off by 0.067 on average", "99.5%", "confidence 0.500 and up"]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_names_of_many_test_sets_do_not_hide_the_lines(tmp_path, drawn, count):
+    readings = Readings(np.full(30, 0.9), np.arange(30) > 0)
+    names = [f"watermeter_in_the_cellar_of_the_neighbours_{number}" for number in range(count)]
+    report.reliability(tmp_path / "r.png", dict.fromkeys(names, readings), 0.5, 10, "file")
+    figure = drawn["r.png"]
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert not any(box.overlaps(axes.bbox) or axes.get_legend() for axes in figure.axes)
+    assert min(axes.bbox.height for axes in figure.axes) > 60

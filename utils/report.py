@@ -143,7 +143,7 @@ def reliability(
         nb_classes: 10 or 100.
         title: printed above.
     """
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure = Figure(figsize=(12, 5.5 + 0.22 * len(readings)), layout="constrained")
     figure.suptitle(markup.plotted(title))
     readings = {markup.plotted(name): read for name, read in readings.items()}
     panels = figure.subplot_mosaic("ac;ac;ac;bc")
@@ -152,6 +152,8 @@ def reliability(
     _coverage(panels["c"], readings, threshold, right)
     for axes in panels.values():
         axes.grid(alpha=0.3)
+    # Below, as the names of a few test sets would hide the lines.
+    figure.legend(loc="outside lower center", frameon=False)
     _save(figure, path)
 
 
@@ -162,27 +164,26 @@ def _calibration(upper: Axes, lower: Axes, readings: Mapping[str, Readings], rig
         mean, share, counts = confidence.bins(read.confidences, read.right).T
         error = confidence.calibration_error(read.confidences, read.right)
         many = counts >= MIN_READINGS
-        upper.plot(mean[many], share[many], marker=".", label=f"{name}: off by {error:.3f} on average")
+        upper.plot(mean[many], share[many], marker=".", label=f"{name}: confidence off by {error:.3f} on average")
         lower.plot(mean, counts, marker=".")
     upper.set(ylabel=f"share of readings {right}", xlim=(0, 1), ylim=(0, 1))
     upper.tick_params(labelbottom=False)
-    upper.legend(loc="upper left")
     lower.set(xlabel="confidence", ylabel="pictures", yscale="log")
 
 
 def _coverage(axes: Axes, readings: Mapping[str, Readings], threshold: float | None, right: str) -> None:
     axes.axhline(confidence.GOAL, color="grey", linestyle="--", linewidth=1, label=f"{confidence.GOAL:.1%}")
-    for name, read in readings.items():
+    for read in readings.values():
         thresholds, counts, shares = confidence.accepted(read.confidences, read.right)
         seen = counts >= min(len(read.right), MIN_READINGS)
-        (line,) = axes.plot(counts[seen] / len(read.right), shares[seen], label=name)
+        (line,) = axes.plot(counts[seen] / len(read.right), shares[seen])
         above = np.flatnonzero(thresholds >= (2 if threshold is None else threshold))
         if len(above):
             at = above[-1]
-            text = f"{name}, confidence {threshold:.3f} and up"
-            axes.plot(counts[at] / len(read.right), shares[at], "o", color=line.get_color(), label=text)
+            axes.plot(counts[at] / len(read.right), shares[at], "o", color=line.get_color())
+    if threshold is not None:
+        axes.plot([], [], "ok", label=f"confidence {threshold:.3f} and up")
     axes.set(xlabel="share of readings accepted, surest first", ylabel=f"share of them {right}", xlim=(0, 1))
-    axes.legend(loc="lower left")
 
 
 def tuning(path: Path, trials: list[dict], objective: str) -> None:
