@@ -152,6 +152,16 @@ def test_files(results, tmp_path):
     assert not list(results["folder"].glob("*.json"))
 
 
+def test_a_row_of_a_file_whose_name_is_no_text(tmp_path):
+    entry = {"name": "z\udce4hler.tflite", "path": "old/z\udce4hler.tflite", "input_shape": [32, 20, 3]}
+    results = {"models": [entry], "pictures": {"n": 1}}
+    benchmark_report.write(results, tmp_path / "a.csv", None, None, None)
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text()))
+    assert (row["name"], row["path"], row["input_shape"]) == (
+        *(r"z\udce4hler.tflite", r"old/z\udce4hler.tflite", "32x20x3"),
+    )
+
+
 def test_names_of_equal_models_stand_apart_in_the_plot(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(benchmark_report, "Figure", lambda **more: figures.append(Figure(**more)) or figures[-1])

@@ -227,7 +227,10 @@ def _readings(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return "x".join(map(str, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    # A file name that is no UTF-8 can't be written as it is.
+    return markup.visible(value) if isinstance(value, str) else value
 
 
 def _plain(name: str) -> str:
