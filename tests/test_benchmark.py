@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -150,6 +151,15 @@ def test_files(results, tmp_path):
         image = cv2.imread(str(picture))
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
     assert not list(results["folder"].glob("*.json"))
+
+
+def test_a_change_that_costs_exactly_two_points_is_green():
+    scores = {"unchanged": 0.937, "blur": 0.917, "noise": 0.916, "grey": 0.837, "glare": 0.836, "inverted": 0.94}
+    changes = [{"name": name, "score": score} for name, score in scores.items()]
+    axes = Figure().subplots()
+    benchmark_report._bars(axes, "model", {"metric": "digit", "changes": changes})
+    expected = ("tab:green", "tab:green", "gold", "gold", "tab:red", "tab:green")
+    assert [bar.get_facecolor() for bar in axes.patches] == [to_rgba(color) for color in expected]
 
 
 def test_a_row_of_a_file_whose_name_is_no_text(tmp_path):

@@ -136,7 +136,8 @@ def plot_cards(path: Path, cards: Sequence[tuple[str, dict[str, Any]]]) -> None:
 def _bars(axes: Axes, name: str, card: dict[str, Any]) -> None:
     scores = np.array([change["score"] for change in card["changes"]])
     places = np.arange(len(scores))
-    losses = (scores[0] - scores).clip(0)
+    # Two points are 0.02000000000000002 by floats.
+    losses = (scores[0] - scores).clip(0).round(6)
     colors = [next(color for most, color in CARD_COLORS if loss <= most) for loss in losses]
     axes.barh(places, scores, color=colors, height=0.75)
     axes.axvline(scores[0], color="grey", linestyle="--", linewidth=1)
