@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import evaluation, fine_tuning, loader, session
+from utils import evaluation, fine_tuning, loader, runs, session
 from utils.fake_quant import QuantizationError
 from utils.fine_tuning import FineTuningError
 from utils.plans import Plan
@@ -181,6 +181,17 @@ def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path
     with pytest.raises(QuantizationError, match=f"^{foreign}: layer .*activation.*--set QUANTIZE_MODEL=False"):
         session.fine_tune(foreign, load(foreign), Plan(new=("meter",)), settings, splits)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_told_with_the_run_folder(known, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "fit", full)
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path))
+    with pytest.raises(runs.RunError, match=r"_finetuned: cannot be written \(No space left on device\)$"):
+        session.fine_tune(path, load(path), Plan(new=("meter",)), settings, splits)
 
 
 def test_the_last_layer_is_the_dense_one_before_a_batch_normalisation():

@@ -44,6 +44,7 @@ def retrain(
 
     Raises:
         ModelFileError, FineTuningError: the model, or what is asked of it, doesn't fit.
+        RunError: the run folder can't be made or written to.
     """
     (name,) = plan.new
     bad = np.flatnonzero(splits.pool.source_ids == splits.source(name))
@@ -59,12 +60,13 @@ def retrain(
     right = [_right(logits[chosen], splits, bad[chosen]) for logits in (old, new)]
     judgement = judge(outcome.results, *right, len(aside), settings.retrain_max_drop)
     outcome.results["judgement"] = dataclasses.asdict(judgement)
-    runs.write_json(outcome.run_dir / runs.RESULTS_FILE, outcome.results)
-    report_page.write(outcome.run_dir)
     folder = next(source["path"] for source in settings.data_sources if source["name"] == name)
     entries = _reviewed(splits, bad, old, new, aside)
     page = review.page(f"Failed readings, {outcome.run_dir.name}", entries, settings.nb_classes, str(folder))
-    runs.write_text(outcome.run_dir / REVIEW_FILE, page)
+    with runs.written(outcome.run_dir):
+        runs.write_json(outcome.run_dir / runs.RESULTS_FILE, outcome.results)
+        report_page.write(outcome.run_dir)
+        runs.write_text(outcome.run_dir / REVIEW_FILE, page)
     return outcome, judgement
 
 

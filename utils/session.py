@@ -144,6 +144,7 @@ def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings
 
     Raises:
         ModelFileError, FineTuningError, QuantizationError: the model, or what is asked of it, doesn't fit.
+        RunError: the run folder can't be made or written to.
     """
     started = time.monotonic()
     targets.check(settings)
@@ -159,8 +160,9 @@ def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings
     _check_quantizable(model, str(model_file), settings, mode)
     _warn_of_learnt(model_file, plan, settings, splits)
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
-    runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
-    with runs.hold(run_dir):
+    # A full disk's own error names no file.
+    with runs.written(run_dir), runs.hold(run_dir):
+        runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
         log.info("fine-tuning %s in %s", model_file, run_dir)
         before = {} if new_head else scoring.sets_of(old, splits)
         teacher = old if plan.new and not new_head else None
