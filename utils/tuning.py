@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import keras
@@ -79,9 +79,14 @@ def search(settings: Settings, splits: Splits) -> Search | None:
         log.info("searching in %s", found.folder)
         try:
             _drive(found, settings, splits, found.folder / trials.SCRATCH, role)
-        except (KeyboardInterrupt, SearchError):
+        except KeyboardInterrupt:
             found.interrupt()
             raise
+        except OSError as error:
+            with suppress(OSError):
+                found.interrupt()
+            said = f"{in_words(error, found.folder)}; mend that, then the same command goes on with the search"
+            raise SearchError(said) from error
         trials.forget_scratch(found)
         found.write()
         report.tuning(found.folder / PLOT_FILE, [dataclasses.asdict(row) for row in found.ended()], found.objective)
@@ -106,7 +111,7 @@ def run_trial(combination: Combination, settings: Settings, splits: Splits, fold
         until: epochs, at most ``TUNER_EPOCHS``, which the learning rate is planned for.
 
     Raises:
-        SearchError: the system refused a file, on a full disk for instance.
+        OSError: the system refused a file, on a full disk for instance.
     """
     started = time.monotonic()
     try:
@@ -129,10 +134,9 @@ def run_trial(combination: Combination, settings: Settings, splits: Splits, fold
         fitted = training.fit(model, splits, trial, folder, until)
         score = SCORES[settings.tuner_objective](fitted, splits, trial, folder)
         return Outcome(score, len(fitted.rows), time.monotonic() - started)
-    except OSError as error:
+    except OSError:
         # A full disk, above all, says nothing against the combination, which would stay FAILED for good.
-        said = f"{in_words(error, folder)}; mend that, then the same command goes on with the search"
-        raise SearchError(said) from error
+        raise
     except Exception as error:
         # A trial that fails, for want of memory or else, must not take the search with it; its row says why.
         log.debug("the trial failed", exc_info=True)
