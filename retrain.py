@@ -44,7 +44,7 @@ def retrain(arguments: argparse.Namespace) -> int:
     plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
     outcome, judgement = retraining.retrain(model_file, model, plan, settings, splits)
     print(session.summary([outcome]))
-    print(retraining.summary(outcome, judgement, splits))
+    print(retraining.summary(outcome, judgement))
     return int(bool(session.refusals(outcome))) if judgement.accepted else REJECTED
 
 

@@ -65,16 +65,19 @@ def test_results_hold_what_the_files_score(trained_run):
 
 
 def test_the_page_shows_the_surest_errors_of_the_recommended_file(trained_run):
-    outcome, _, _ = trained_run
+    outcome, _, splits = trained_run
     page = (outcome.run_dir / "report.html").read_text()
     saved = json.loads((outcome.run_dir / "worst_readings.json").read_text())
     assert saved["file"] == outcome.results["recommended"] == "cnn32_quantized.tflite"
     meters = {meter["meter"]: meter for meter in saved["meters"]}
     scores = outcome.results["files"]["cnn32_quantized.tflite"]["sets"]["test"]
+    pool, test = splits.pool, splits.measured["test"]
+    content = (outcome.run_dir / "cnn32_quantized.tflite").read_bytes()
+    wrong = evaluation.tflite_logits(content, pool.images(test)).argmax(axis=1) != pool.classes(test)
     assert len(meters) == 15
     for name, meter in meters.items():
-        assert meter["n"] == scores["per_meter"][name]["n"]
-        assert 1 - meter["wrong"] / meter["n"] == pytest.approx(scores["per_meter"][name]["accuracy"], abs=1e-6)
+        mine = pool.meter_ids[test] == pool.meter_names.index(name)
+        assert (meter["n"], meter["wrong"]) == (mine.sum(), wrong[mine].sum())
         assert all(picture["png"] in page for picture in meter["pictures"])
     assert f"<b>{100 * scores['accuracy']:.1f} %</b>" in page
 

@@ -81,7 +81,6 @@ def _to_flash(run: Run) -> list[tuple[str, str]]:
 
 def _score_tile(run: Run, name: str, scores: dict) -> str:
     note = markup.count(scores["n"], "picture")
-    # Not those of "per_meter", where every drawn typeface is one.
     if meters := scores.get("mean_over_meters", {}).get("n"):
         note += f", {markup.count(meters, 'meter')}"
     if interval := scores.get("interval_95", {}).get(run.metric):

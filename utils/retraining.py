@@ -107,7 +107,7 @@ def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, m
     return Judgement(not reasons, tuple(reasons), bad_before, bad_after, kept_aside)
 
 
-def summary(outcome: Outcome, judgement: Judgement, splits: Splits) -> str:
+def summary(outcome: Outcome, judgement: Judgement) -> str:
     """What is printed below the table: meters that changed most, the verdict and where the page is."""
     _, text = _score(outcome.results["nb_classes"])
     count, before, after = judgement.kept_aside, judgement.bad_before, judgement.bad_after
@@ -116,7 +116,7 @@ def summary(outcome: Outcome, judgement: Judgement, splits: Splits) -> str:
     where = f"{count} bad pictures kept aside" if count else all_of_them
     file = outcome.results["recommended"]
     lines = [f"{where}: {before:.1%} read {text} before, {after:.1%} now by {file}"]
-    lines += _meter_changes(outcome.results, splits)
+    lines += _meter_changes(outcome.results)
     lines.append(f"review the labels: {outcome.run_dir / REVIEW_FILE}")
     lines.append("ACCEPTED" if judgement.accepted else f"REJECTED: {'; '.join(judgement.reasons)}")
     return "\n".join(lines)
@@ -145,15 +145,13 @@ def _warn(splits: Splits, bad: np.ndarray) -> None:
         log.warning("%d bad pictures are only %d different ones, the rest are near twins", len(bad), groups)
 
 
-def _meter_changes(results: dict, splits: Splits) -> list[str]:
+def _meter_changes(results: dict) -> list[str]:
     score, text = _score(results["nb_classes"])
-    typefaces = tuple(f"{splits.pool.source_names[number]}/" for number in splits.drawn)
     after = results["files"][runs.BEST_MODEL_FILE]["sets"]
     changes = [
         (after[name]["per_meter"][meter][score] - was[score], meter, was["n"], was[score])
         for name, scores in results["before"]["sets"].items()
         for meter, was in scores["per_meter"].items()
-        if not meter.startswith(typefaces)
     ]
     # One picture of three is a large share, but only one reading.
     largest = sorted(changes, key=lambda change: -abs(change[0]) * change[2])[:MOST_METERS]

@@ -59,11 +59,11 @@ def _scores(
     def grouped(groups: np.ndarray, names: Sequence) -> dict:
         return evaluation.grouped_metrics(predicted, tenths, groups, names, pool.nb_classes)
 
-    sources, meters = pool.source_ids[indices], pool.meter_ids[indices]
-    per_meter = grouped(meters, pool.meter_names)
+    sources = pool.source_ids[indices]
     # Typefaces are no meters: a source of drawn digits counts as one, or real meters would vanish among them.
-    counted = np.where(np.isin(sources, splits.drawn), -1 - sources, meters)
-    names, counted = np.unique(counted, return_inverse=True)
+    of_source = len(pool.meter_names) + sources
+    meters = np.where(np.isin(sources, splits.drawn), of_source, pool.meter_ids[indices])
+    per_meter = grouped(meters, (*pool.meter_names, *pool.source_names))
     sure = (read.confidences, read.right, metric)
     files = sorted(f"{pool.meter_names[pool.meter_ids[index]]}/{pool.files[index]}" for index in indices)
     return {
@@ -71,8 +71,8 @@ def _scores(
         # Tells whether another run was measured on the same ones.
         "pictures": hashlib.sha256("\n".join(files).encode(errors="surrogateescape")).hexdigest()[:16],
         **evaluation.metrics(predicted, tenths, pool.nb_classes),
-        "mean_over_meters": evaluation.mean_over(grouped(counted, names)),
-        "interval_95": {metric: evaluation.interval(read.right, counted)},
+        "mean_over_meters": evaluation.mean_over(per_meter),
+        "interval_95": {metric: evaluation.interval(read.right, meters)},
         "calibration_error": confidence.calibration_error(read.confidences, read.right),
         "coverage": confidence.coverage(*sure),
         "at_recommended_confidence": None if threshold is None else confidence.at(threshold, *sure),
