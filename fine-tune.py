@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, markup, model_choice, model_files, runs, sources
+from utils import chips, console, devices, markup, model_choice, model_files, runs, sources, targets
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
 from utils.settings import parse_assignments
@@ -36,6 +36,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
     model_file, settings = model_choice.to_go_on(arguments.model_path, parse_assignments(arguments.set))
     chips.check(settings)
+    targets.check(settings)
     runs.check_output(settings)
     new = []
     for entry in [sources.declare(folder, NEW_WEIGHT) for folder in arguments.data]:

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, model_choice, model_files, runs, sources
+from utils import chips, console, devices, model_choice, model_files, runs, sources, targets
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, Plan
 from utils.settings import parse_assignments
@@ -33,6 +33,7 @@ def retrain(arguments: argparse.Namespace) -> int:
     # For the device the plain quantised file is what replaces the old one.
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)
     chips.check(settings)
+    targets.check(settings)
     runs.check_output(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("retrain.py")

@@ -215,6 +215,9 @@ def test_a_model_that_can_not_be_taught_is_refused_before_pictures_are_read(tmp_
     assert "a.keras: the model begins with Rescaling(scale=0.00392" in done.stderr
 
 
+DIGITS_ON_THE_EDGE = ["exported_models/zoo/v6_digits", "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
+
+
 @pytest.mark.parametrize(
     ("door", "arguments", "text"),
     [
@@ -225,6 +228,7 @@ def test_a_model_that_can_not_be_taught_is_refused_before_pictures_are_read(tmp_
         ("fine-tune.py", ["--data_ratio", "1.5"], "1.5 is not from 0 to 1"),
         ("fine-tune.py", ["--strategy", "all"], "invalid choice: 'all'"),
         ("fine-tune.py", ["--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
+        ("fine-tune.py", ["--model_path", *DIGITS_ON_THE_EDGE], "NB_CLASSES = 10: ai_on_the_edge in DEPLOY_TARGETS"),
         ("predict.py", ["--help"], "--threshold"),
         ("predict.py", [], "IMAGE_OR_FOLDER"),
         ("predict.py", ["nowhere"], "nowhere: no such file or folder"),
@@ -255,6 +259,7 @@ def test_a_model_that_can_not_be_taught_is_refused_before_pictures_are_read(tmp_
         ),
         ("retrain.py", ["--model_path", "x"], "--bad_images_dir"),
         ("retrain.py", ["--bad_images_dir", "nowhere"], "folder nowhere not found"),
+        ("retrain.py", ["--bad_images_dir", "tests", "--model_path", *DIGITS_ON_THE_EDGE], "NB_CLASSES = 10: ai_on_"),
         ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
         ("retrain.py", ["--bad_images_dir", "tests", "--set", "RETRAIN_MAX_DROP=-1"], "accepted are 0..100"),
     ],
