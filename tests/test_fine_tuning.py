@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import types
 
 import keras
@@ -181,6 +182,22 @@ def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path
     with pytest.raises(QuantizationError, match=f"^{foreign}: layer .*activation.*--set QUANTIZE_MODEL=False"):
         session.fine_tune(foreign, load(foreign), Plan(new=("meter",)), settings, splits)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypatch):
+    judgement = {"accepted": False, "reasons": ["no better"]}
+
+    def judged(run_dir, results):
+        assert results["files"].keys() >= {"best_model.keras"}
+        assert not (run_dir / runs.RESULTS_FILE).exists()
+        return judgement
+
+    path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "fit", lambda *_: 0.0)
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path))
+    outcome = session.fine_tune(path, load(path), Plan(new=("meter",)), settings, splits, judged)
+    assert json.loads((outcome.run_dir / runs.RESULTS_FILE).read_text())["judgement"] == judgement
 
 
 def test_a_full_disk_is_told_with_the_run_folder(known, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from utils import confidence, evaluation, labels, loader, markup, report_page, review, runs, session
+from utils import confidence, evaluation, labels, loader, markup, review, runs, session
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.review import Reviewed
@@ -49,25 +49,23 @@ def retrain(
     (name,) = plan.new
     bad = np.flatnonzero(splits.pool.source_ids == splits.source(name))
     _warn(splits, bad)
-    outcome = session.fine_tune(model_file, model, plan, settings, splits)
-    images = splits.pool.images(bad)
-    old = evaluation.keras_logits(model, images)
-    # What will be flashed has the word.
-    file = outcome.run_dir / outcome.results["recommended"]
-    new = evaluation.file_logits(file.name, file.read_bytes(), images)
     aside = splits.measured.get(loader.aside_of(name), np.empty(0, int))
-    chosen = np.isin(bad, aside) if len(aside) else np.ones(len(bad), bool)
-    right = [_right(logits[chosen], splits, bad[chosen]) for logits in (old, new)]
-    judgement = judge(outcome.results, *right, len(aside), settings.retrain_max_drop)
-    outcome.results["judgement"] = dataclasses.asdict(judgement)
-    folder = next(source["path"] for source in settings.data_sources if source["name"] == name)
-    entries = _reviewed(splits, bad, old, new, aside)
-    page = review.page(f"Failed readings, {outcome.run_dir.name}", entries, settings.nb_classes, str(folder))
-    with runs.written(outcome.run_dir):
-        runs.write_json(outcome.run_dir / runs.RESULTS_FILE, outcome.results)
-        report_page.write(outcome.run_dir)
-        runs.write_text(outcome.run_dir / REVIEW_FILE, page)
-    return outcome, judgement
+
+    def judged(run_dir: Path, results: dict) -> dict:
+        images = splits.pool.images(bad)
+        # What will be flashed has the word.
+        file = run_dir / results["recommended"]
+        answers = evaluation.keras_logits(model, images), evaluation.file_logits(file.name, file.read_bytes(), images)
+        chosen = np.isin(bad, aside) if len(aside) else np.ones(len(bad), bool)
+        right = [_right(logits[chosen], splits, bad[chosen]) for logits in answers]
+        folder = next(source["path"] for source in settings.data_sources if source["name"] == name)
+        entries = _reviewed(splits, bad, *answers, aside)
+        page = review.page(f"Failed readings, {run_dir.name}", entries, settings.nb_classes, str(folder))
+        runs.write_text(run_dir / REVIEW_FILE, page)
+        return dataclasses.asdict(judge(results, *right, len(aside), settings.retrain_max_drop))
+
+    outcome = session.fine_tune(model_file, model, plan, settings, splits, judged)
+    return outcome, Judgement(**outcome.results["judgement"])
 
 
 def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, max_drop: float) -> Judgement:

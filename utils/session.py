@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -132,7 +133,14 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     return _attempt(started.architecture, settings, options, splits, run_dir)
 
 
-def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings, splits: Splits) -> Outcome:
+def fine_tune(
+    model_file: Path,
+    old: keras.Model,
+    plan: Plan,
+    settings: Settings,
+    splits: Splits,
+    judged: Callable[[Path, dict], dict] | None = None,
+) -> Outcome:
     """Teaches a trained model what ``plan.new`` shows, exports the result, measures both before and after.
 
     Args:
@@ -141,6 +149,7 @@ def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings
         plan: what to learn and how.
         settings: the model's input, the export and the devices.
         splits: as :func:`loader.load` made them with ``plan.new``.
+        judged: makes the "judgement" of the run's folder and results, before anybody can take it for finished.
 
     Raises:
         ModelFileError, FineTuningError, QuantizationError: the model, or what is asked of it, doesn't fit.
@@ -176,6 +185,8 @@ def fine_tune(model_file: Path, old: keras.Model, plan: Plan, settings: Settings
         results["temperature"] = scale
         results["before"] = {"file": str(model_file), "sets": before}
         results["timing"] = _timing(seconds, started)
+        if judged:
+            results["judgement"] = judged(run_dir, results)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         report_page.write(run_dir)
     return Outcome(model.name, run_dir, results)
