@@ -45,7 +45,7 @@ def test_no_path_takes_the_newest_finished_run_and_says_so(tmp_path, caplog):
     broken.write_text("{")
     os.utime(broken, (700, 700))
     assert model_choice.find(None, tmp_path) == newest / runs.BEST_MODEL_FILE
-    assert f"no model named: taking {newest}" in caplog.messages[-1]
+    assert caplog.messages[-1] == f"no model named: taking {newest}"
     passed = [message for message in caplog.messages if "passed over" in message]
     assert [name in text for name, text in zip("fed", passed, strict=True)] == [True] * 3
 

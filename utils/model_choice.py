@@ -191,7 +191,8 @@ def _newest(output_dir: Path) -> Path:
         except ModelFileError as error:
             log.warning("no model named: passed over %s (%s)", path.parent, error)
             continue
-        log.info("no model named: taking %s", model)
+        # Not its file: what only reads goes by the one that the run recommends.
+        log.info("no model named: taking %s", path.parent)
         return model
     raise ModelFileError(f"{output_dir}: no finished run there; train a model first or name a model")
 
