@@ -229,7 +229,8 @@ def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> Non
                 continue
             if _contradicts(int(number), one.tenths, len(model.names), whole):
                 one.doubt = float(confidence)
-                one.findings["suspicious"] = f"read as {model.names[number]} ({confidence:.0%})"
+                read = f"read as {model.names[number]} ({confidence:.0%})"
+                one.findings["suspicious"] = f"labelled {one.label}, but {read}"
 
 
 def _contradicts(number: int, tenths: int, nb_classes: int, whole: bool) -> bool:
