@@ -72,6 +72,12 @@ def test_every_kind_of_model_stands_in_the_table(results):
     assert (results["metric"], results["pictures"]["n"], results["pictures"]["meters"]) == ("digit", 100, 2)
 
 
+def test_memory_that_could_not_be_measured_has_a_reason(results, monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(micro, "available", lambda there=there: there)
+        assert (f"Micro KB: not measured, {micro.MISSING}" in benchmark_report.summary(results)) != there
+
+
 def test_what_is_no_model_has_a_row_with_the_reason(results):
     assert "damaged" in entry(results, "damaged.tflite")["error"]
     assert "this is no model" in entry(results, "text.txt")["error"]

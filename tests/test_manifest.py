@@ -7,7 +7,7 @@ import types
 import pytest
 
 from tests import device_files
-from utils import gate, manifest, runs, targets, tflite_file
+from utils import gate, manifest, micro, runs, targets, tflite_file
 
 TRAINING = manifest.Training("d1" * 8, "5e" * 32, "PTQ")
 
@@ -171,5 +171,5 @@ def test_the_text_for_esphome():
     }
     assert "Recommended confidence: none\n" in text
     text = manifest.companion_text("a_esphome.tflite", content, 10, recommended_confidence=0.87125)
-    assert "arena: not measured" in text
+    assert f"arena: not measured, {micro.MISSING}\n" in text
     assert "Recommended confidence: 0.8712\n" in text

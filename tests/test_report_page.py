@@ -60,6 +60,7 @@ def complete(folder: Path) -> None:
     kept.append({"confidence": 1.0, "coverage": 0.0, "within_0.1": None})
     change(folder, lambda results, cellar: cellar.update(coverage=kept))
     verdict = {"file": "m.tflite", "accepted": False, "reasons": ["too large"], "arena_bytes": 29_472, "warnings": []}
+    verdict["checked_with"] = "operator table"
     change(folder, lambda results, cellar: results.update(devices={"tflite_micro": verdict}))
     source = {"name": "kitchen", "pictures": 1000, "training": 800, "training_weighted": 1600, "validation": 100}
     source |= {"measured": 100, "skipped": {"not readable": 3}}
@@ -110,6 +111,7 @@ def test_all_sections_and_their_figures(run):
         "1,300 pictures, 2 meters; 95 % interval 80.1 to 90.2 %",
         *("1 of 1 other model: no larger, and no worse", "10 of 40 pictures wrong, 25.0 %", "99 % sure", "0.4321"),
         *("<td>-0.1000</td>", "REFUSED: too large", "29,472 bytes", "3 not readable", "TEST_<wbr>SOURCES", ">1,300<"),
+        "operator table",
     ):
         assert text in page, text
     assert page.count("<img class='chart'") == 5

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils import markup, report, report_page, runs
+from utils import markup, micro, report, report_page, runs
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +183,8 @@ def _notes(entries: Sequence[dict[str, Any]]) -> str:
             lines.append(f"{name} doesn't run in TFLite Micro: {markup.visible(entry['arena_note'])}")
         if share := entry.get("scores", {}).get("not_readable"):
             lines.append(f"{name} calls {share:.2%} of the pictures not readable; they count as not right")
+    if not micro.available():
+        lines.append(f"Micro KB: not measured, {micro.MISSING}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils import espdl_file, tflite_file
+from utils import espdl_file, micro, tflite_file
 from utils.chips import CHIPS
 from utils.errors import UserError
 from utils.espdl_file import EspdlModel
@@ -211,7 +211,7 @@ def companion_text(
         f"Classes: {nb_classes} ({CLASS_NAMES[nb_classes]})",
         f"Recommended tensor arena: {recommended // 1024} KB"
         if recommended
-        else "Recommended tensor arena: not measured",
+        else f"Recommended tensor arena: not measured, {micro.MISSING}",
         f"Recommended confidence: {'none' if recommended_confidence is None else f'{recommended_confidence:.4f}'}",
         f"  {CONFIDENCES[nb_classes]}",
         "",

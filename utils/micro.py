@@ -22,6 +22,7 @@ from utils.errors import UserError
 # Offered to every file; the memory is only touched where a file needs it.
 ARENA_OFFERED = 64 * 2**20
 MIN_PER_THREAD = 100  # pictures that are worth a further interpreter
+MISSING = "TFLite Micro is not installed: pip install tflite-micro (Linux on x86_64)"
 
 _MISSING_OPERATOR = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 _ARENA_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
@@ -180,7 +181,7 @@ def _runtime() -> ModuleType | None:
 def _load(content: bytes) -> Any:
     runtime = _runtime()
     if runtime is None:
-        raise MicroError("TFLite Micro is not installed: pip install tflite-micro (Linux on x86_64)")
+        raise MicroError(MISSING)
     return _speaking(lambda: runtime.Interpreter.from_bytes(content, arena_size=ARENA_OFFERED))
 
 

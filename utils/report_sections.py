@@ -169,12 +169,13 @@ def _devices(run: Run) -> str:
             target,
             verdict["file"],
             "accepted" if verdict["accepted"] else f"REFUSED: {'; '.join(verdict['reasons'])}",
+            verdict.get("checked_with"),
             f"{verdict['arena_bytes']:,} bytes" if verdict.get("arena_bytes") else None,
             "; ".join(verdict.get("warnings", [])),
         ]
         for target, verdict in run.results.get("devices", {}).items()
     ]
-    return markup.table("", ["device", "file", "verdict", "memory", "to know"], rows) if rows else ""
+    return markup.table("", ["device", "file", "verdict", "checked with", "memory", "to know"], rows) if rows else ""
 
 
 def _data(run: Run) -> str:
