@@ -117,6 +117,16 @@ def test_all_sections_and_their_figures(run):
     assert page.count("<img class='chart'") == 5
 
 
+def test_a_score_says_whose_pictures_it_is_of(run):
+    change(run, lambda results, cellar: cellar.update(per_source={"cellar": {"n": 1300}}))
+    test = json.loads((run / "results.json").read_text())["files"]["m.tflite"]["sets"]["cellar"]
+    test["per_source"] = {"synthetic": {"n": 900}, "kitchen": {"n": 400}}
+    change(run, lambda results, cellar: results["files"]["m.tflite"]["sets"].update(test=test))
+    page = page_of(run)
+    assert "within 0.1, test</span><b>85.7 %</b><small>1,300 pictures of synthetic and kitchen<" in page
+    assert "within 0.1, cellar</span><b>85.7 %</b><small>1,300 pictures<" in page
+
+
 def test_the_file_of_each_device_stands_on_top(run):
     assert "<span>Recommended file</span><b>m.tflite</b>" in page_of(run)
     verdicts = {

@@ -80,7 +80,9 @@ def _to_flash(run: Run) -> list[tuple[str, str]]:
 
 
 def _score_tile(run: Run, name: str, scores: dict) -> str:
-    note = markup.count(scores["n"], "picture")
+    # "test" may be drawn digits alone, which would else pass for those of the meter that was learnt.
+    sources = " and ".join(source for source in scores.get("per_source", {}) if source != name)
+    note = markup.count(scores["n"], "picture") + (f" of {sources}" if sources else "")
     if meters := scores.get("mean_over_meters", {}).get("n"):
         note += f", {markup.count(meters, 'meter')}"
     if interval := scores.get("interval_95", {}).get(run.metric):
