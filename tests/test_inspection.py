@@ -266,6 +266,7 @@ def test_csv_has_a_row_a_picture_and_no_formula(folder, monkeypatch):
 def test_page_escapes_and_needs_nothing_from_outside(folder):
     draw(folder, "a/3.4_<script>alert(1)<.png", 0)
     draw(folder, "a/3.5_'\"&.png", 0)
+    draw(folder, "IMG_1.png", 1)
     (folder / "5.0_broken.png").write_bytes(b"no picture")
     inspected = inspection.inspect([folder])
     page = inspection_page.page("<b>title</b>", inspected)
@@ -275,7 +276,9 @@ def test_page_escapes_and_needs_nothing_from_outside(folder):
     assert not re.search(r"(src|href)=['\"](?!data:|#)", page)
     # Both under two labels, one of them also as a duplicate.
     assert page.count(f"base64,{markup.png(DIGITS[0])}") == 3
-    assert "no picture</span>" in page
+    # Who is to mend a label must see its picture.
+    assert page.count(f"base64,{markup.png(DIGITS[1])}") == 1
+    assert page.count("no picture</span>") == 1
     assert set(re.findall("href='#([^']+)'", page)) == set(re.findall("section id='([^']+)'", page))
 
 

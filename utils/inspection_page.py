@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from utils import inspection, markup
+import numpy as np
+
+from utils import inspection, markup, pictures
 from utils.inspection import KINDS, Inspected, Inspection
 
 MOST_SHOWN = 300  # pictures of one kind; a page with thousands of near twins would help nobody
@@ -53,11 +55,22 @@ def _kind(kind: str, chosen: Sequence[Inspected]) -> str:
 
 
 def _card(one: Inspected, finding: str) -> str:
-    picture = "<span class='gone'>no picture</span>" if one.image is None else markup.picture(one.image)
+    image = _image(one)
+    picture = "<span class='gone'>no picture</span>" if image is None else markup.picture(image)
     return (
         f"<li>{picture}<div><b>{markup.escaped(one.label or 'no label')}</b><p>{markup.breakable(finding)}</p>"
         f"<small><bdi>{markup.breakable(one.place)}</bdi></small></div></li>"
     )
+
+
+def _image(one: Inspected) -> np.ndarray | None:
+    """Also of a picture without a usable label, which an inspection leaves aside: whoever mends it has to see it."""
+    if one.image is not None or not one.picture:
+        return one.image
+    try:
+        return pictures.decode(one.picture, *inspection.SHAPE)
+    except pictures.PictureError:
+        return None
 
 
 def _anchor(kind: str) -> str:
