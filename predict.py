@@ -43,7 +43,7 @@ def predict(arguments: argparse.Namespace) -> int:
         print(prediction.summary(readings, model, threshold))
     if arguments.save:
         saved = prediction.save_unsure(readings, threshold, arguments.save)
-        print(f"{len(saved)} unsure pictures are in {arguments.save}: correct their labels", file=sys.stderr)
+        print(f"{len(set(saved))} unsure pictures are in {arguments.save}: correct their labels", file=sys.stderr)
     return int(any(reading.error is not None for reading in readings))
 
 

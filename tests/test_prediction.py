@@ -112,12 +112,20 @@ def test_unsure_pictures_are_copied_under_their_reading(tmp_path):
 def test_many_pictures_of_one_name_are_copied_with_one_look_at_each_copy(tmp_path, monkeypatch):
     files = [put(tmp_path / "in" / str(number) / "digit1.png", (number, 0, 0)) for number in range(40)]
     readings = [Reading(file, 3, "3.0", 0.1) for file in files]
-    looks, is_file = [], Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: looks.append(path) or is_file(path))
+    looks, digest = [], prediction._digest
+    monkeypatch.setattr(prediction, "_digest", lambda path: looks.append(path) or digest(path))
     names = ["3.0_digit1.png", *(f"3.0_digit1-{number}.png" for number in range(2, 41))]
     assert saved(tmp_path, readings) == names
     assert saved(tmp_path, readings[::-1]) == names[::-1]
-    assert len(looks) == 80
+    assert len(looks) == 40 + 80
+
+
+def test_a_corrected_label_is_not_undone_by_saving_again(tmp_path):
+    picture = put(tmp_path / "in" / "x.png")
+    assert saved(tmp_path, [Reading(picture, 34, "3.4", 0.1)]) == ["3.4_x.png"]
+    (tmp_path / "out" / "3.4_x.png").rename(tmp_path / "out" / "3.6_x.png")
+    assert saved(tmp_path, [Reading(picture, 34, "3.4", 0.1)]) == ["3.6_x.png"]
+    assert os.listdir(tmp_path / "out") == ["3.6_x.png"]
 
 
 def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):

@@ -99,17 +99,18 @@ def save_unsure(readings: Sequence[Reading], threshold: float, folder: Path) -> 
     """Copies the pictures read with less confidence than ``threshold`` to ``folder/<reading>_<name>``.
 
     No file there is ever overwritten: another picture of the same name gets ``-2``, ``-3`` ... behind its name, and one
-    that is there already isn't copied again. Returns the copies.
+    that is there already, under a corrected label too, isn't copied again. Returns the copies.
 
     Raises:
         PredictionError: a picture can't be copied there.
     """
     unsure = [one for one in readings if is_unsure(one, threshold)]
-    # Of each name the next number and, by content, what is there: cameras call all their pictures alike.
-    begun = defaultdict(lambda: (itertools.count(1), {}))
+    # Of each name the next number: cameras call all their pictures alike.
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
     try:
+        known = {_digest(file): file for file in sorted(folder.iterdir()) if file.is_file()}
         names = [f"{one.reading}_{one.file.name}" for one in unsure]
-        return [_copy(one.file, folder, name, *begun[name]) for one, name in zip(unsure, names, strict=True)]
+        return [_copy(one.file, folder, name, numbers[name], known) for one, name in zip(unsure, names, strict=True)]
     except OSError as error:
         raise PredictionError(f"{folder}: cannot save pictures there ({error.strerror})") from error
 
@@ -170,9 +171,6 @@ def _copy(source: Path, folder: Path, name: str, numbers: Iterator[int], known: 
     while content not in known:
         number = next(numbers)
         target = folder / f"{stem}{f'-{number}' if number > 1 else ''}{ending}"
-        if target.is_file():
-            known.setdefault(_digest(target), target)
-            continue
         try:
             # Takes the name, and fails if anybody has it, a link to elsewhere too.
             target.touch(exist_ok=False)
