@@ -1,4 +1,4 @@
-"""Makes the README's table of ESP-DL files: ``python -m tests.measure_espdl RUN_DIR [RUN_DIR ...]``.
+"""Makes the table of ESP-DL files in docs/quantisation.md: ``python -m tests.measure_espdl RUN_DIR [RUN_DIR ...]``.
 
 Takes the trained model of each run folder, writes it for each chip by each recipe, executes the files on the run's own
 test sets, and compares them with the Keras model. The seconds are those of one file, imports not included.

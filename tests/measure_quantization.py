@@ -1,4 +1,4 @@
-"""Makes the README's table of float, PTQ and QAT: ``python -m tests.measure_quantization RUN_DIR [RUN_DIR ...]``.
+"""Makes docs/quantisation.md's table of float, PTQ and QAT: ``python -m tests.measure_quantization RUN_DIR ...``.
 
 Takes the trained model of each run folder, converts it by post-training quantisation, trains it on with fake
 quantisation, converts again, and measures all three on the run's own test sets.
