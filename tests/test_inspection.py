@@ -8,9 +8,9 @@ from PIL import Image
 
 from tests import foreign_files
 from tests.kitchen import put
-from utils import inspection, inspection_page, markup, pictures, recognizers, synthetic
+from utils import encodings, inspection, inspection_page, markup, pictures, recognizers, synthetic
 from utils.inspection import KINDS, Inspected, Inspection
-from utils.recognizers import Recognizer
+from utils.recognizers import Facts, Recognizer
 from utils.sources import SourceError
 
 DIGITS = synthetic.draw(40, 11).images
@@ -159,7 +159,8 @@ def reader(nb_classes: int, number: int, shape=(32, 20, 1), confidence=0.95, thr
         answer[:, number] = confidence
         return answer
 
-    return Recognizer(Path("m"), shape, tuple(map(str, range(nb_classes))), probabilities, threshold)
+    facts = Facts("digits", "uint8", encodings.RAW, True, None, None)
+    return Recognizer(Path("m"), shape, tuple(map(str, range(nb_classes))), probabilities, threshold, facts)
 
 
 @pytest.mark.parametrize(

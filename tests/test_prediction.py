@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.kitchen import put
-from utils import pictures, prediction
+from utils import encodings, pictures, prediction
 from utils.prediction import PredictionError, Reading
-from utils.recognizers import Recognizer, RecognizerError
+from utils.recognizers import Facts, Recognizer, RecognizerError
 
 
 def sure(images: np.ndarray) -> np.ndarray:
@@ -19,7 +20,8 @@ def sure(images: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-MODEL = Recognizer(Path("m.tflite"), (32, 20, 3), tuple("0123456789"), sure, None)
+FACTS = Facts("10 digits, softmax", "uint8", encodings.RAW, True, None, None)
+MODEL = Recognizer(Path("m.tflite"), (32, 20, 3), tuple("0123456789"), sure, None, FACTS)
 DARK, BRIGHT = (10, 10, 10), (250, 250, 250)
 
 
@@ -51,7 +53,9 @@ def test_a_folder_with_an_unreadable_picture(tmp_path):
 def test_pictures_are_decoded_as_for_training(tmp_path):
     path = put(tmp_path / "a.png", (200, 100, 50), size=(40, 90))
     seen = []
-    model = Recognizer(Path("m"), (32, 20, 1), MODEL.names, lambda images: seen.append(images) or sure(images), None)
+    model = dataclasses.replace(
+        MODEL, input_shape=(32, 20, 1), probabilities=lambda images: seen.append(images) or sure(images)
+    )
     prediction.read(model, [path])
     assert (seen[0][0] == pictures.decode(str(path), 32, 20, 1)).all()
 
@@ -90,7 +94,7 @@ def test_nothing_to_read(tmp_path):
 
 
 def test_outputs_that_are_no_numbers(tmp_path):
-    broken = Recognizer(Path("m"), (32, 20, 3), MODEL.names, lambda images: np.full((len(images), 10), np.nan), None)
+    broken = dataclasses.replace(MODEL, probabilities=lambda images: np.full((len(images), 10), np.nan))
     with pytest.raises(RecognizerError, match="not finite"):
         prediction.read(broken, [put(tmp_path / "a.png")])
 

@@ -203,7 +203,7 @@ def _read(source: DataSource, model: Recognizer | None) -> list[Inspected]:
 def _in_its_range(model: Recognizer, source: DataSource, entries: list[Entry], found: list[Inspected]) -> Recognizer:
     """The model, fed with the range of numbers with which it reads most labels, where its file doesn't say which."""
     usable = [number for number, one in enumerate(found) if one.image is not None and one.tenths is not None]
-    if model.facts is None or model.facts.known or not usable:
+    if model.facts.known or not usable:
         return model
     files = [entries[number].file for number in usable]
     images, _ = pictures.load(source.name, os.path.abspath(source.path), files, (*model.input_shape[:2], 3))

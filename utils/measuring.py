@@ -81,8 +81,8 @@ def read(file: Path, pixels: PixelRange, images: np.ndarray) -> tuple[np.ndarray
 def milliseconds(file: Path, pixels: PixelRange, images: np.ndarray) -> float:
     """Median time for one of the pictures (N, H, W, 3) uint8 RGB, one thread, the fastest kernels of this computer."""
     model = _open(file, pixels)
-    times = []
-    run = model.prepare(_seen(model, images[:1]))
+    image, times = _seen(model, images[:1]), []
+    run = model.prepare(image) if model.prepare else functools.partial(model.probabilities, image)
     for _ in range(TIMED_PICTURES):
         started = time.perf_counter()
         run()

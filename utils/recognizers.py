@@ -55,7 +55,8 @@ class Recognizer:
     """A model ready to read: ``probabilities`` turns (N, *input_shape) uint8 into (N, classes), rows summing to 1.
 
     ``names`` are the readings of the classes in order; ``threshold`` is the confidence its papers recommend, if any.
-    ``prepare`` makes of one picture (1, *input_shape) uint8 a function that reads it as fast as this computer can.
+    ``prepare`` makes of one picture (1, *input_shape) uint8 a function that reads it as fast as this computer can;
+    None where nothing is faster than ``probabilities``.
     """
 
     file: Path
@@ -63,14 +64,6 @@ class Recognizer:
     names: tuple[str, ...]
     probabilities: Callable[[np.ndarray], np.ndarray]
     threshold: float | None
-    facts: Facts | None = None
-    prepare: Callable[[np.ndarray], Callable[[], Any]] | None = None
-
-
-class _Opened(NamedTuple):
-    input_shape: tuple[int, int, int]
-    nb_outputs: int
-    probabilities: Callable[[np.ndarray], np.ndarray]
     facts: Facts
     prepare: Callable[[np.ndarray], Callable[[], Any]] | None = None
 
@@ -86,16 +79,12 @@ def load(path: Path | None, output_dir: Path, pixels: PixelRange | None = None) 
     """
     file = _find(path, output_dir)
     try:
-        opened = _kind(file)(file, pixels)
-        names = encodings.names(opened.nb_outputs)
+        return _opener(file)(file, pixels)
     except OSError as error:
         raise RecognizerError(f"{file}: cannot be read ({error.strerror})") from error
     except UserError as error:
         named = str(error).startswith(str(file))
         raise RecognizerError(str(error) if named else f"{file}: {error}") from error
-    shape, _, probabilities, facts, prepare = opened
-    prepare = prepare or (lambda image: lambda: probabilities(image))
-    return Recognizer(file, shape, names, probabilities, _recommended_confidence(file), facts, prepare)
 
 
 def decide(model: Recognizer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +151,7 @@ def _output_count(shape: tuple[int, ...]) -> int:
     return shape[-1]
 
 
-def _kind(file: Path) -> Callable[[Path, PixelRange | None], _Opened]:
+def _opener(file: Path) -> Callable[[Path, PixelRange | None], Recognizer]:
     # Opening a pipe would wait for a writer.
     if not file.is_file() or file.stat().st_size > model_archive.MAX_BYTES:
         raise RecognizerError(f"{file}: no regular file, or one larger than {model_archive.MAX_BYTES:,} bytes")
@@ -183,7 +172,7 @@ def _kind(file: Path) -> Callable[[Path, PixelRange | None], _Opened]:
     raise RecognizerError(f"{file}: this is no model; a .keras, .tflite or .espdl file or a run folder is needed")
 
 
-def _keras(file: Path, assumed: PixelRange | None) -> _Opened:
+def _keras(file: Path, assumed: PixelRange | None) -> Recognizer:
     # A training beside this needs the GPU's memory, too.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     model = model_files.load(file, foreign=True)
@@ -201,10 +190,11 @@ def _keras(file: Path, assumed: PixelRange | None) -> _Opened:
 
     macs = complexity.multiply_accumulates(model)
     facts = Facts(_outputs(identity.nb_classes, last), "float32", pixels, known, int(model.count_params()), macs)
-    return _Opened(identity.input_shape, identity.nb_classes, probabilities, facts)
+    names = encodings.names(identity.nb_classes)
+    return Recognizer(file, identity.input_shape, names, probabilities, _recommended_confidence(file), facts)
 
 
-def _tflite(file: Path, assumed: PixelRange | None) -> _Opened:
+def _tflite(file: Path, assumed: PixelRange | None) -> Recognizer:
     content = file.read_bytes()
     facts = tflite_file.read(content)
     shape, nb_outputs = _picture_shape(facts.input.shape), _output_count(facts.output.shape)
@@ -230,10 +220,11 @@ def _tflite(file: Path, assumed: PixelRange | None) -> _Opened:
     about = Facts(
         _outputs(nb_outputs, last), facts.input.dtype, pixels, known is not None, facts.parameters, facts.macs
     )
-    return _Opened(shape, nb_outputs, probabilities, about, prepare)
+    names = encodings.names(nb_outputs)
+    return Recognizer(file, shape, names, probabilities, _recommended_confidence(file), about, prepare)
 
 
-def _espdl(file: Path, assumed: PixelRange | None) -> _Opened:
+def _espdl(file: Path, assumed: PixelRange | None) -> Recognizer:
     model = espdl_file.read(file.read_bytes())
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise RecognizerError("the ESP-DL file has several inputs or outputs; one is supported")
@@ -256,7 +247,8 @@ def _espdl(file: Path, assumed: PixelRange | None) -> _Opened:
 
     sizes = espdl_file.parameters(model), espdl_file.multiply_accumulates(model)
     facts = Facts(_outputs(nb_outputs, last), dtype, pixels, known is not None, *sizes)
-    return _Opened(_picture_shape(shape), nb_outputs, probabilities, facts)
+    names = encodings.names(nb_outputs)
+    return Recognizer(file, _picture_shape(shape), names, probabilities, _recommended_confidence(file), facts)
 
 
 def _outputs(nb_outputs: int, last: str) -> str:
