@@ -148,9 +148,6 @@ class _Recorded:
 class ListOracle(_Recorded, keras_tuner.Oracle):
     """Hands out the list from first to last."""
 
-    def __init__(self, search: Search, settings: Settings):
-        super().__init__(search, settings)
-
     def populate_space(self, trial_id: str) -> dict:
         if self.search.stopped:
             return {"status": "STOPPED"}
