@@ -118,19 +118,16 @@ def order(axes: dict[str, list], count: int, seed: int) -> list[Combination]:
     columns = codes + starts
     pairs = list(itertools.combinations(range(len(names)), 2))
     total = sum(sizes)
-    pair_codes = np.stack([columns[:, a] * total + columns[:, b] for a, b in pairs], axis=1) if pairs else None
-    seen, seen_pairs = np.zeros(total), np.zeros(total * total if pairs else 1)
+    pair_codes = np.stack([columns[:, a] * total + columns[:, b] for a, b in pairs], axis=1)
+    seen, seen_pairs = np.zeros(total), np.zeros(total * total)
     left, chosen = np.ones(len(codes), bool), []
     for _ in range(min(count, len(codes))):
         # A used value outweighs any pair: no more pairs than the square of the axes, each seen at most count times.
-        cost = seen[columns].sum(axis=1) * (count * len(pairs) + 1)
-        if pairs:
-            cost = cost + seen_pairs[pair_codes].sum(axis=1)
+        cost = seen[columns].sum(axis=1) * (count * len(pairs) + 1) + seen_pairs[pair_codes].sum(axis=1)
         best = int(np.argmin(np.where(left, cost, np.inf)))
         left[best] = False
         seen[columns[best]] += 1
-        if pairs:
-            seen_pairs[pair_codes[best]] += 1
+        seen_pairs[pair_codes[best]] += 1
         chosen.append({name: axes[name][code] for name, code in zip(names, codes[best], strict=True)})
     return chosen
 

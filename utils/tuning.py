@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -11,7 +12,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import keras
-import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import models
@@ -66,8 +66,7 @@ def search(settings: Settings, splits: Splits) -> Search | None:
     signature = search_space.signature(settings, axes, splits.fingerprint, _read_along(settings, axes))
     fitting = _fitting(settings, axes)
     combinations = search_space.order(fitting, settings.tuner_max_trials, settings.seed)
-    possible = np.prod([len(values) for values in fitting.values()])
-    _say_plan(len(combinations), int(possible), settings)
+    _say_plan(len(combinations), math.prod(map(len, fitting.values())), settings)
     with ExitStack() as stack:
         if role == "worker":
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner_")))
