@@ -7,7 +7,7 @@ import types
 import pytest
 
 from tests import device_files
-from utils import gate, manifest, micro, runs, targets, tflite_file
+from utils import gate, manifest, micro, runs, tflite_file
 
 TRAINING = manifest.Training("d1" * 8, "5e" * 32, "PTQ")
 
@@ -18,13 +18,13 @@ def content() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def verdicts(content) -> list[gate.Verdict]:
-    return [gate.check(name, content, 10, False) for name in targets.TARGETS]
+def verdict(content) -> gate.Verdict:
+    return gate.check("tflite_micro", content, 10, False)
 
 
 @pytest.fixture
-def built(content, verdicts) -> dict:
-    entry = manifest.file_entry("a.tflite", content, 10, verdicts, {"accuracy": 0.9}, TRAINING, 0.6)
+def built(content, verdict) -> dict:
+    entry = manifest.file_entry("a.tflite", content, 10, verdict, {"accuracy": 0.9}, TRAINING, 0.6)
     return copy.deepcopy(manifest.build([entry]))
 
 
@@ -56,7 +56,7 @@ def test_a_manifest_survives_its_file(built, tmp_path):
 def test_colour_tenths_and_probabilities():
     content = device_files.floating(channels=3, classes=100, body=device_files.probable)
     verdict = gate.check("ai_on_the_edge", content, 100, False)
-    (entry,) = manifest.build([manifest.file_entry("b.tflite", content, 100, [verdict], {}, TRAINING)])["files"]
+    (entry,) = manifest.build([manifest.file_entry("b.tflite", content, 100, verdict, {}, TRAINING)])["files"]
     assert entry["targets"] == ["ai_on_the_edge"]
     assert (entry["input"]["channel_order"], entry["input"]["scale"]) == ("RGB", None)
     assert entry["input"]["encoding"] == "float32 = pixel 0..255"
@@ -76,9 +76,9 @@ def test_recommended_memory_has_room_for_the_kernels_of_a_chip(measured, recomme
     assert manifest.recommended_arena(None if measured is None else measured + 3072, facts) == recommended
 
 
-def test_memory_comes_from_the_verdicts(built, verdicts):
+def test_memory_comes_from_the_verdict(built, verdict):
     measured = built["files"][0]["arena"]["measured_bytes"]
-    assert measured == verdicts[0].arena_bytes
+    assert measured == verdict.arena_bytes
     assert measured < built["files"][0]["arena"]["recommended_bytes"] < measured + 40_960
 
 

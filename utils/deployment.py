@@ -206,10 +206,9 @@ def write_papers(
     origin = manifest.Training(splits.fingerprint, settings_hash, mode)
     entries = []
     for file in files:
-        verdicts = [file.verdict] if file.verdict else []
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
         described = file.name, file.content, settings.nb_classes
-        entries.append(manifest.file_entry(*described, verdicts, entry_scores, origin, threshold))
+        entries.append(manifest.file_entry(*described, file.verdict, entry_scores, origin, threshold))
         if file.kind == "espdl":
             espdl_deployment.write(run_dir, file.verdict.target, file.name, file.espdl, splits, threshold)
         elif file.kind != "float":

@@ -92,7 +92,7 @@ def file_entry(
     name: str,
     content: bytes,
     nb_classes: int,
-    verdicts: Sequence[Verdict],
+    verdict: Verdict | None,
     scores: Mapping[str, Any],
     training: Training,
     recommended_confidence: float | None = None,
@@ -103,22 +103,23 @@ def file_entry(
         name: its name in the run folder.
         content: the TFLite or, if ``name`` ends in ``.espdl``, ESP-DL file.
         nb_classes: 10 or 100.
-        verdicts: of :func:`utils.gate.check`; the accepting ones become ``targets``.
+        verdict: that of the device it is made for, by which it is accepted; None for a file of no device.
         scores: figures measured on this file, as JSON values.
         training: where the model comes from.
         recommended_confidence: 0..1, below it a reading is better thrown away.
 
     Raises:
-        FileError, EspdlError: no such file.
+        FileError, EspdlError: ``content`` is none of these.
     """
     facts = _espdl_facts(espdl_file.read(content)) if name.endswith(".espdl") else tflite_file.read(content)
     _, height, width, channels = facts.input.shape
     meaning = "probabilities" if facts.gives_probabilities else "logits"
+    measured = verdict and verdict.arena_bytes
     return {
         "name": name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
-        "targets": [verdict.target for verdict in verdicts if verdict.accepted],
+        "targets": [verdict.target] if verdict else [],
         "input": {
             "height": height,
             "width": width,
@@ -134,7 +135,11 @@ def file_entry(
             "decoding": f"{DECODINGS[meaning]}; {CONFIDENCES[nb_classes]}",
         },
         "recommended_confidence": recommended_confidence,
-        "arena": _arena(verdicts, facts),
+        "arena": {
+            "measured_bytes": measured,
+            "recommended_bytes": recommended_arena(measured, facts),
+            "note": ARENA_NOTE,
+        },
         "operators": list(facts.operators),
         "scores": dict(scores),
         "training": dict(vars(training)),
@@ -236,11 +241,6 @@ def _espdl_facts(model: EspdlModel) -> FileFacts:
 
 def _number_format(tensor: tflite_file.TensorFacts) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "scale": tensor.scale, "zero_point": tensor.zero_point}
-
-
-def _arena(verdicts: Sequence[Verdict], facts: FileFacts) -> dict[str, Any]:
-    measured = max((verdict.arena_bytes for verdict in verdicts if verdict.arena_bytes is not None), default=None)
-    return {"measured_bytes": measured, "recommended_bytes": recommended_arena(measured, facts), "note": ARENA_NOTE}
 
 
 def _check(value: Any, wanted: Any, path: str) -> None:
