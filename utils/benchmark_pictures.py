@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +90,4 @@ def _read_one(source: DataSource, height: int, width: int) -> sources.SourceData
         return readers.read(source, height, width, 3, nb_classes=10, seed=SEED)
     drawn = readers.read(source, *DRAWN_SHAPE, 3, nb_classes=10, seed=SEED)
     images = np.stack([pictures.resized(image, height, width) for image in drawn.images])
-    return sources.SourceData(**{**vars(drawn), "images": images})
+    return replace(drawn, images=images)
