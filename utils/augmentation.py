@@ -133,11 +133,7 @@ def shifted_up(images, rows):
 
 
 def _moved(images, angle, scale, shear, shift_x, shift_y):
-    transform = _transform(angle, scale, shear, shift_x, shift_y, *images.shape[1:3])
-    return ops.image.affine_transform(images, transform, "bilinear", "nearest")
-
-
-def _transform(angle, scale, shear, shift_x, shift_y, height: int, width: int):
+    height, width = images.shape[1:3]
     # Rows (a0 a1 a2 b0 b1 b2 c0 c1) map a point of the output to one of the input, turning about the centre.
     center_x, center_y = (width - 1) / 2, (height - 1) / 2
     a0, a1 = ops.cos(angle) * scale[0], (shear - ops.sin(angle)) * scale[0]
@@ -145,4 +141,5 @@ def _transform(angle, scale, shear, shift_x, shift_y, height: int, width: int):
     offset_x = center_x - a0 * center_x - a1 * center_y - shift_x
     offset_y = center_y - b0 * center_x - b1 * center_y - shift_y
     zero = ops.zeros_like(angle)
-    return ops.stack([a0, a1, offset_x, b0, b1, offset_y, zero, zero], axis=1)
+    transform = ops.stack([a0, a1, offset_x, b0, b1, offset_y, zero, zero], axis=1)
+    return ops.image.affine_transform(images, transform, "bilinear", "nearest")
