@@ -70,7 +70,7 @@ def bytes_of(model: espdl_file.EspdlModel, images: np.ndarray) -> np.ndarray:
 
 def trace(model: espdl_file.EspdlModel, inputs: np.ndarray) -> dict[str, np.ndarray]:
     """All tensors by name."""
-    batches = [espdl_run._last(model, batch) for batch in espdl_run._batches(model, inputs)]
+    batches = [espdl_run._computed(model, batch, {}) for batch in espdl_run._batches(model, inputs)]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

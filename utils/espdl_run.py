@@ -4,9 +4,8 @@ Every tensor is a whole number times a power of two. The files don't say how the
 must.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
@@ -47,7 +46,7 @@ def outputs(model: EspdlModel, inputs: np.ndarray) -> np.ndarray:
 
 
 def run(model: EspdlModel, inputs: np.ndarray) -> np.ndarray:
-    """The file's outputs (N, classes), integers as the device gives them.
+    """The file's outputs (N, classes), as the device gives them: integers, probabilities as float32.
 
     Args:
         model: with one input and one output.
@@ -57,7 +56,7 @@ def run(model: EspdlModel, inputs: np.ndarray) -> np.ndarray:
         EspdlError: an unknown target or operator, or nodes that don't fit together. The message names the node.
     """
     (output,) = _single(model.outputs, "outputs")
-    batches = (_last(model, batch)[output.name] for batch in _batches(model, inputs))
+    batches = (_computed(model, batch, {})[output.name] for batch in _batches(model, inputs))
     return np.concatenate(list(batches))
 
 
@@ -73,7 +72,7 @@ def differing_vectors(model: EspdlModel) -> list[str]:
     if info.name not in model.test_inputs or not model.test_outputs:
         raise EspdlError("the ESP-DL file holds no test values")
     (batch,) = _batches(model, model.test_inputs[info.name].values)
-    computed = {step.output.name: result for step, result in _execute(model, batch, model.test_outputs)}
+    computed = _computed(model, batch, model.test_outputs)
     return [name for name, wanted in model.test_outputs.items() if not _agrees(computed.get(name), wanted)]
 
 
@@ -85,7 +84,7 @@ def accumulator_peaks(model: EspdlModel, inputs: np.ndarray) -> dict[str, int]:
     """
     peaks: dict[str, int] = {}
     for batch in _batches(model, inputs):
-        for step, _ in _execute(model, batch):
+        for step, _ in _execute(model, batch, {}):
             if step.node.operator in _SUMS:
                 peak = int(np.abs(_accumulators(step)).max())
                 peaks[step.node.name] = max(peak, peaks.get(step.node.name, 0))
@@ -121,18 +120,16 @@ def _batches(model: EspdlModel, inputs: np.ndarray) -> Iterator[np.ndarray]:
         yield inputs[start : start + _BATCH]
 
 
-def _last(model: EspdlModel, batch: np.ndarray) -> dict[str, np.ndarray]:
-    return {step.output.name: result for step, result in _execute(model, batch)}
+def _computed(model: EspdlModel, batch: np.ndarray, known: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {step.output.name: result for step, result in _execute(model, batch, known)}
 
 
-def _execute(
-    model: EspdlModel, batch: np.ndarray, known: Mapping[str, Tensor] = MappingProxyType({})
-) -> Iterator[tuple[_Step, np.ndarray]]:
+def _execute(model: EspdlModel, batch: np.ndarray, known: dict[str, Tensor]) -> Iterator[tuple[_Step, np.ndarray]]:
     """Node by node what comes out; what is ``known`` goes into the following nodes instead of that."""
     target = model.metadata.get("target")
     if target not in ROUNDING:
-        known = ", ".join(sorted(ROUNDING))
-        raise EspdlError(f"the ESP-DL file's metadata names the target {target!r}; known are {known}")
+        targets = ", ".join(sorted(ROUNDING))
+        raise EspdlError(f"the ESP-DL file's metadata names the target {target!r}; known are {targets}")
     infos = {"": None, **model.initializers, **model.values}
     values = {"": None, model.inputs[0].name: batch}
     values |= {name: tensor.values for name, tensor in model.initializers.items()}
