@@ -6,6 +6,7 @@ one ends in :class:`EspdlError`.
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -298,23 +299,21 @@ def _node(table: _Table) -> Node:
     return Node(operator, table.text(2), inputs, outputs, attributes)
 
 
+_ATTRIBUTES: dict[int, Callable[[_Table], int | float | str | tuple]] = {
+    1: lambda table: table.number(4, "<f"),
+    2: lambda table: table.number(5, "<q"),
+    3: lambda table: table.text(6),
+    6: lambda table: tuple(table.array(10, "float32").tolist()),
+    7: lambda table: tuple(table.array(11, "int64").tolist()),
+    8: lambda table: tuple(table.texts(12)),
+}
+
+
 def _attribute(table: _Table) -> tuple[str, int | float | str | tuple]:
     name, kind = table.text(0), table.number(3, "<i")
-    if kind == 1:
-        value = table.number(4, "<f")
-    elif kind == 2:
-        value = table.number(5, "<q")
-    elif kind == 3:
-        value = _text(table.vector(6, 1))
-    elif kind == 6:
-        value = tuple(table.array(10, "float32").tolist())
-    elif kind == 7:
-        value = tuple(table.array(11, "int64").tolist())
-    elif kind == 8:
-        value = tuple(table.texts(12))
-    else:
+    if kind not in _ATTRIBUTES:
         raise EspdlError(f"the attribute {name!r} is of a kind that the toolkit does not know ({kind})")
-    return name, value
+    return name, _ATTRIBUTES[kind](table)
 
 
 def _value_info(table: _Table) -> ValueInfo:
