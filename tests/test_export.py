@@ -31,9 +31,9 @@ def test_float_file_equals_keras(trained):
 
 
 @pytest.mark.parametrize(("io_type", "zero_point"), [("int8", 0), ("uint8", 128)])
-def test_quantised_input_is_the_pixel(trained, io_type, zero_point):
+def test_quantised_input_is_the_pixel_whatever_the_calibration_pictures(trained, io_type, zero_point):
     model, calibration, _ = trained
-    source, target = details(export.quantized_tflite(model, calibration, io_type))
+    source, target = details(export.quantized_tflite(model, calibration // 4, io_type))
     assert source["dtype"] == target["dtype"] == np.dtype(io_type)
     assert source["quantization"] == (1 / 128, zero_point)
     assert list(source["shape"]) == [1, 32, 20, 1]
@@ -67,12 +67,6 @@ def test_files_are_packed_and_the_network_stays_the_same(trained, monkeypatch, k
     assert all(start % 16 == 0 for start in starts)
     assert len(set(names)) == len(names) and max(map(len, names)) < 30
     assert zeros <= vectors(plain)[2] / 2
-
-
-def test_input_scale_does_not_depend_on_the_calibration_pictures(trained):
-    model, calibration, _ = trained
-    source, _ = details(export.quantized_tflite(model, calibration // 4, "int8"))
-    assert source["quantization"] == (1 / 128, 0)
 
 
 def test_quantised_file_is_integer_throughout_and_without_shape_arithmetic(trained):
@@ -127,13 +121,10 @@ def test_a_model_without_rescaling_in_front_is_refused():
         export.quantized_tflite(model, np.zeros((2, 32, 20, 1), np.uint8), "int8")
 
 
-def test_a_failing_converter_is_reported(trained, monkeypatch):
-    import tensorflow as tf
-
+def test_a_failing_converter_is_reported():
     def broken(self):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "convert", broken, raising=False)
     with pytest.raises(export.ExportError, match="no such luck"):
         export._convert(type("Converter", (), {"convert": broken})())
 
