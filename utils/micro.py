@@ -94,7 +94,7 @@ def _litert(content: bytes, inputs: np.ndarray, kernels: OpResolverType) -> np.n
     chunks = np.array_split(inputs, min(os.cpu_count() or 1, max(1, len(inputs) // MIN_PER_THREAD)))
     with _litert_errors():
         # Made here, since silencing native code is not for threads.
-        runners = [_one(_interpreter(content, kernels)) for _ in chunks]
+        runners = [_runner(content, kernels) for _ in chunks]
         with ThreadPoolExecutor(len(chunks)) as pool:
             return np.concatenate(list(pool.map(lambda *pair: _each(*pair, facts.output), runners, chunks)))
 
@@ -110,7 +110,7 @@ def fast(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     """
     tflite_file.read(content)
     with _litert_errors():
-        return _one(_interpreter(content, OpResolverType.AUTO))
+        return _runner(content, OpResolverType.AUTO)
 
 
 @contextlib.contextmanager
@@ -121,7 +121,14 @@ def _litert_errors() -> Iterator[None]:
         raise MicroError(f"LiteRT can't run the file: {_first_line(str(error))}") from error
 
 
-def _one(interpreter: Interpreter) -> Callable[[np.ndarray], np.ndarray]:
+def _runner(content: bytes, kernels: OpResolverType) -> Callable[[np.ndarray], np.ndarray]:
+    with tempfile.TemporaryFile() as unread, native_stderr_into(unread):
+        interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kernels)
+        declared = _shapes(interpreter)
+        interpreter.allocate_tensors()
+    # LiteRT works the shapes out anew; TFLite Micro would take the file's word and write beyond its memory.
+    if _shapes(interpreter)[: len(declared)] != declared:
+        raise ValueError("the shapes of its tensors contradict each other")
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def one(value: np.ndarray) -> np.ndarray:
@@ -130,17 +137,6 @@ def _one(interpreter: Interpreter) -> Callable[[np.ndarray], np.ndarray]:
         return interpreter.get_tensor(target["index"])
 
     return one
-
-
-def _interpreter(content: bytes, kernels: OpResolverType) -> Interpreter:
-    with tempfile.TemporaryFile() as unread, native_stderr_into(unread):
-        interpreter = Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kernels)
-        declared = _shapes(interpreter)
-        interpreter.allocate_tensors()
-    # LiteRT works the shapes out anew; TFLite Micro would take the file's word and write beyond its memory.
-    if _shapes(interpreter)[: len(declared)] != declared:
-        raise ValueError("the shapes of its tensors contradict each other")
-    return interpreter
 
 
 def arena_bytes(content: bytes) -> int:
