@@ -98,7 +98,8 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
             f"<header><h1>{markup.escaped(title)}</h1>",
             f"<p>{markup.count(len(entries), 'picture')}: {counts['suspicious']} with a label that looks wrong, "
             f"{counts['wrong']} still read wrong by the new model, {counts['aside']} kept aside to measure.</p>",
-            f"<p>{_SENTENCE}{_where(folder)}</p>",
+            f"<p>{_SENTENCE}Save it as <code>{LABEL_FILE}</code> in <code>{markup.escaped(folder)}</code>: the next "
+            "retraining on that folder goes by it.</p>",
             _warning(names.count(None)),
             "<noscript><p class='note'>Correcting labels needs JavaScript.</p></noscript></header>",
             _bar(counts),
@@ -123,13 +124,6 @@ def _kinds(entry: Reviewed, nb_classes: int) -> list[str]:
         "aside": entry.part == ASIDE,
     }
     return [kind for kind, holds in is_kind.items() if holds]
-
-
-def _where(folder: str) -> str:
-    return (
-        f"Save it as <code>{LABEL_FILE}</code> in <code>{markup.escaped(folder)}</code>: the next retraining on that "
-        "folder goes by it."
-    )
 
 
 def _warning(unnamed: int) -> str:
