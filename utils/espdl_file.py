@@ -89,7 +89,6 @@ class EspdlModel:
     ``values`` holds every tensor that is computed, inputs and outputs among them; ``initializers`` every constant.
     """
 
-    name: str
     nodes: tuple[Node, ...]
     inputs: tuple[ValueInfo, ...]
     outputs: tuple[ValueInfo, ...]
@@ -185,7 +184,7 @@ class _Buffer:
 
 
 class _Table:
-    """A flatbuffer table; fields are numbered as in the schema, and one that is left out is empty or the default."""
+    """A flatbuffer table; fields are numbered as in the schema, and one that is left out is empty or 0."""
 
     def __init__(self, buffer: _Buffer, position: int) -> None:
         self._buffer = buffer
@@ -198,9 +197,9 @@ class _Table:
         offset = self._buffer.number("<H", self._vtable + entry) if entry + 2 <= self._vtable_size else 0
         return self._position + offset if offset else None
 
-    def number(self, field: int, form: str, default: int = 0) -> int | float:
+    def number(self, field: int, form: str) -> int | float:
         position = self._field(field)
-        return default if position is None else self._buffer.number(form, position)
+        return 0 if position is None else self._buffer.number(form, position)
 
     def table(self, field: int) -> "_Table":
         position = self._field(field)
@@ -249,7 +248,6 @@ def _model(table: _Table) -> EspdlModel:
     inputs, outputs = (tuple(_value_info(info) for info in graph.tables(field)) for field in (4, 5))
     values = _by_name(_value_info(info) for info in graph.tables(6))
     model = EspdlModel(
-        name=graph.text(1),
         nodes=nodes,
         inputs=inputs,
         outputs=outputs,
