@@ -44,7 +44,6 @@ CONFIG_CACHE_L2_CACHE_256KB=y
 CONFIG_CACHE_L2_CACHE_LINE_128B=y
 """,
 }
-TARGETS = tuple(_CHIP_SETTINGS)
 
 
 class ProjectError(UserError):
@@ -249,7 +248,7 @@ _TEMPLATES = {
 
 
 def folder(target: str) -> str:
-    """Name of the project's folder for a chip of ``TARGETS``."""
+    """Name of the project's folder for a chip of ``chips.CHIPS``."""
     return f"espdl_{target}"
 
 
@@ -268,7 +267,7 @@ def files(
     ``c``), take int8 pictures with exponent -7 and end in logits of 8 or 16 bits.
 
     Args:
-        target: a chip of ``TARGETS``.
+        target: a name in ``chips.CHIPS``.
         release_file: name of the ``.espdl`` file to be used.
         debug_file: name of an ``.espdl`` file of the same model with test values in it.
         picture: ``(H, W, C)`` uint8, as the model takes it.
