@@ -68,6 +68,7 @@ def axes(settings: Settings) -> dict[str, list]:
 
     Raises:
         SearchError: an empty axis, an unknown one, or a value that the parameter does not accept.
+        UnknownArchitectureError: a model that does not exist.
     """
     found = {field: (name.upper(), getattr(settings, name)) for field, name in AXIS_PARAMETERS.items()}
     for name, values in sorted(settings.tuner_axes.items(), key=lambda item: str(item[0])):
