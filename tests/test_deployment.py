@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import models
-from utils import deployment, gate, loader, manifest, micro, session, targets
+from utils import deployment, export, gate, loader, manifest, micro, session, targets
+from utils import settings as settings_module
 
 
 def train(settings):
@@ -15,8 +16,6 @@ def train(settings):
 @pytest.fixture(scope="module")
 def everywhere(tmp_path_factory):
     """A QAT run for all devices."""
-    from utils import settings as settings_module
-
     source = {"name": "synthetic", "type": "synthetic", "count": 2000}
     settings = settings_module.load(
         data_sources=[source], epochs=5, qat_epochs=1, batch_size=64, nb_classes=100, augment=False,
@@ -173,10 +172,7 @@ def test_without_devices_the_plain_file_comes_out_ungated(tiny, monkeypatch):
     assert outcome.results["devices"] == {}
 
 
-def test_own_architectures_are_free_of_kernels_that_chips_get_wrong(trained_run, rng):
-    import models
-    from utils import export
-
+def test_own_architectures_are_free_of_kernels_that_chips_get_wrong(rng):
     for name in models.available():
         architecture = models.get(name)
         if architecture.quantizable:

@@ -1,8 +1,8 @@
+import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from keras.models import load_model
 
 from utils import evaluation, export, fake_quant, gate
 
@@ -10,7 +10,7 @@ from utils import evaluation, export, fake_quant, gate
 @pytest.fixture(scope="module")
 def trained(trained_run):
     outcome, _, splits = trained_run
-    model = load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
+    model = keras.models.load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
     return model, splits.pool.images(splits.train[:200]), splits.pool.images(splits.measured["test"])
 
 
@@ -103,8 +103,6 @@ def test_a_float_file_is_refused_as_quantised(trained):
 
 
 def test_a_foreign_operator_is_refused():
-    import keras
-
     image = keras.Input((32, 20, 1), name="image")
     x = keras.layers.Rescaling(1 / 128, offset=-1)(image)
     x = keras.layers.Activation("gelu")(keras.layers.Conv2D(4, 3)(x))
@@ -114,8 +112,6 @@ def test_a_foreign_operator_is_refused():
 
 
 def test_a_model_without_rescaling_in_front_is_refused():
-    import keras
-
     model = keras.Sequential([keras.Input((32, 20, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     with pytest.raises(fake_quant.QuantizationError, match=r"does not start with Rescaling\(1/128"):
         export.quantized_tflite(model, np.zeros((2, 32, 20, 1), np.uint8), "int8")

@@ -211,7 +211,7 @@ def test_meters_count_by_the_square_root_of_their_pictures(tiny, picture_folder,
     assert counts.sum() == pytest.approx(800, abs=2)
 
 
-def test_identical_pictures_with_two_labels_are_reported(tiny, tmp_path, picture_folder, caplog):
+def test_identical_pictures_with_two_labels_are_reported(tiny, picture_folder, caplog):
     folder = picture_folder("own", {"a": 50})
     path = sorted((folder / "a").iterdir())[0]
     label = "7.7" if not path.name.startswith("7.7") else "2.2"

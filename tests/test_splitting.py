@@ -43,7 +43,7 @@ def test_every_stratum_and_class_gives_its_share(rng):
     assert np.abs(np.bincount(classes[test], minlength=10) - expected).max() <= 2.5
 
 
-def test_a_rare_class_stays_in_training(rng):
+def test_a_rare_class_stays_in_training():
     classes = np.array([0] * 198 + [1] * 2)
     for seed in range(20):
         parts = assign(np.arange(200), np.random.default_rng(seed), classes=classes)

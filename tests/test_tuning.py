@@ -15,7 +15,7 @@ import models
 import utils
 from models import _blocks
 from tests.conftest import earlier_objects_hidden
-from utils import loader, oracle, search_space, training, trials, tuning
+from utils import evaluation, export, loader, model_files, oracle, search_space, smoothing, training, trials, tuning
 from utils import settings as settings_module
 from utils.search_space import SearchError
 from utils.trials import Outcome
@@ -322,7 +322,7 @@ def test_what_could_not_be_trained_is_refused_before_the_search(small, splits, f
 
 
 @pytest.fixture
-def asked(small, splits):
+def asked(small):
     """An oracle of twelve trials, and what a worker would say."""
 
     def end(trial, score):
@@ -430,8 +430,6 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
     splits = loader.load(settings)
     outcome = tuning.run_trial({"batch_size": 64}, settings, splits, tmp_path / "trial", 1)
     assert outcome.error == ""
-    from utils import evaluation, export, model_files, smoothing
-
     model = model_files.load(tmp_path / "trial" / "best_model.keras")
     smoothing.fold(model, settings)
     calibration = loader.calibration_images(splits, settings.calibration_images, settings.seed)
@@ -441,7 +439,7 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
     assert outcome.score == evaluation.metrics(predicted, tenths, 100)["within_0.1"]
 
 
-def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, tmp_path, monkeypatch):
+def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, monkeypatch):
     def fit(model, splits, settings, folder, until):
         if settings.batch_size == 64:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of 64 pictures")
