@@ -72,7 +72,7 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
     def normal(spread: float, limit: float) -> np.ndarray:
         return np.clip(rng.normal(0, spread, n), -limit, limit).astype(np.float32)
 
-    pitch = np.clip(0.86 + normal(0.12, 0.28), 0.62, 1.15).astype(np.float32)
+    pitch = np.clip(0.86 + normal(0.12, 0.28), 0.62, 1.15)
     digit = np.clip(pitch * uniform(0.6, 0.92), 0.42, 0.86)
     digit = np.where(lcd, uniform(0.5, 0.9), digit)
     digit_width = np.minimum(digit * np.where(lcd, uniform(0.7, 1.3), uniform(0.8, 1.5)) / 0.625, 1.3) * aspect
@@ -82,26 +82,26 @@ def _place_wheels(rng: np.random.Generator, tenths: np.ndarray, lcd: np.ndarray,
     return _Wheels(
         position=(tenths / 10 + np.where(lcd, 0, uniform(-0.045, 0.045))).astype(np.float32),
         neighbours=np.where(whole, np.floor(neighbours), neighbours),
-        pitch=np.where(lcd, 4, pitch).astype(np.float32),
+        pitch=np.where(lcd, 4, pitch),
         digit_height=digit,
         digit_width=digit_width,
         # Of a display's neighbours, unlike a wheel's, there is mostly something to be seen.
         spacing=np.where(
             lcd, digit_width * uniform(0.7, 1), np.maximum(aspect * uniform(0.85, 1.7), 0.8 * digit_width)
-        ).astype(np.float32),
-        curvature=np.where(lcd, 0, uniform(0, 0.7) / pitch).astype(np.float32),
+        ),
+        curvature=np.where(lcd, 0, uniform(0, 0.7) / pitch),
         rolls=~lcd,
         shift_x=normal(0.07, 0.17) * aspect,
         shift_y=np.where(lcd, normal(0.05, 0.12), normal(0.012, 0.03)),
         angle=normal(0.025, 0.07),
-        shear=np.where(lcd, uniform(-0.03, 0.2), normal(0.03, 0.1)).astype(np.float32),
+        shear=np.where(lcd, uniform(-0.03, 0.2), normal(0.03, 0.1)),
         typeface=typeface,
         boldness=np.where(lcd, uniform(-0.015, 0.01), uniform(-0.02, 0.04)),
         # There are more typefaces on meters than anybody could collect.
-        waist=np.where(lcd, 0, uniform(-0.16, 0.16)).astype(np.float32),
-        taper=np.where(lcd, 0, uniform(-0.15, 0.15)).astype(np.float32),
-        belly=np.where(lcd, 0, uniform(-0.2, 0.2)).astype(np.float32),
-        slant=np.where(~lcd & (rng.random(n) < 0.15), uniform(-0.05, 0.35), 0).astype(np.float32),
+        waist=np.where(lcd, 0, uniform(-0.16, 0.16)),
+        taper=np.where(lcd, 0, uniform(-0.15, 0.15)),
+        belly=np.where(lcd, 0, uniform(-0.2, 0.2)),
+        slant=np.where(~lcd & (rng.random(n) < 0.15), uniform(-0.05, 0.35), 0),
         waves=np.where(lcd[:, None, None], 0, waves),
     )
 
