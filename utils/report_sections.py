@@ -14,7 +14,6 @@ TITLES = {
     **report.SCORE_TITLES,
     "agreement": "agrees with Keras",
     "whole_digit_errors": "a digit or more off",
-    "calibration_error": "calibration error",
 }
 
 
