@@ -29,7 +29,7 @@ def test_every_kind_of_outputs_is_read(tmp_path, count, expected):
     model = recognizers.load(stored(tmp_path, foreign.as_float(foreign.network(count))), NOWHERE)
     numbers, confidences = recognizers.decide(model, foreign.pictures())
     assert (numbers == expected % len(model.names)).all()
-    assert len(model.names) == (100 if count == 2 else count)
+    assert (len(model.names), model.names[-1]) == {10: (10, "9"), 11: (11, "N")}.get(count, (100, "9.9"))
     near = 2 if count == 100 else 0
     np.testing.assert_allclose(confidences, 1 if count == 2 else (np.e**8 + near) / (np.e**8 + count - 1), atol=1e-5)
     assert model.facts.parameters == 1920 * count + count or model.facts.parameters == 1920 * count

@@ -61,12 +61,6 @@ def test_our_quantised_files_run_on_the_reference_kernels(tmp_path, io_type):
     np.testing.assert_allclose(confidences, softmax(logits, axis=1).max(axis=1))
 
 
-def test_probabilities_are_taken_as_they_are(tmp_path):
-    content, images = device_files.floating(body=device_files.probable), device_files.pictures(5)
-    _, confidences = recognizers.decide(recognizers.load(stored(tmp_path, content), NOWHERE), images)
-    np.testing.assert_allclose(confidences, micro.reference(content, images.astype(np.float32)).max(axis=1))
-
-
 @pytest.mark.parametrize(
     ("end", "sure"),
     [
@@ -83,12 +77,6 @@ def test_rarer_ends_are_shares_of_their_kind(tmp_path, end, sure):
     numbers, confidences = recognizers.decide(model, foreign_files.pictures()[[3, 34]])
     np.testing.assert_array_equal(numbers, [0, 3])
     np.testing.assert_allclose(confidences, sure, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("classes", "last"), [(11, "N"), (100, "9.9")])
-def test_other_numbers_of_classes(tmp_path, classes, last):
-    file = stored(tmp_path, device_files.floating(classes=classes))
-    assert recognizers.load(file, NOWHERE).names[-1] == last
 
 
 def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
