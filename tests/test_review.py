@@ -29,14 +29,21 @@ ODD_NAMES = [
     "Zähler/köln ⑧ 数字 😀.png",
     "e\u0301 (decomposed).png",
     "\ufefffirst.png",
-    "tab\tand\rreturn.png",
+    "tab\tin between.png",
     "line\u2028separator\x85.png",
     "right\u202eto left.png",
     "a & b &amp; %20.png",
     "images/3.4",
 ]
 # And can't hold these.
-UNNAMED = ["back\\slash.png", "line\nfeed.png", "blank at the end.png ", "no\udcffutf.png", "ideographic.png\u3000"]
+UNNAMED = [
+    "back\\slash.png",
+    "line\nfeed.png",
+    "carriage\rreturn.png",
+    "blank at the end.png ",
+    "no\udcffutf.png",
+    "ideographic.png\u3000",
+]
 
 
 def reviewed(file="a.png", label="3.4", old=("3.4", 0.9), new=("3.4", 0.9), part=LEARNT, image=None) -> Reviewed:

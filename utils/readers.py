@@ -1,5 +1,6 @@
 """Reads a data source into one array of pictures with labels and meters."""
 
+import codecs
 import contextlib
 import functools
 import logging
@@ -227,14 +228,14 @@ def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
     """Number, picture's name and label of each line that is neither empty nor a comment."""
     place = os.path.join(root, source.labels)
     try:
-        data = Path(place).read_bytes()
+        data = Path(place).read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         hint = _mend(source, "labels")
         raise _error(source, f"label file {place} can't be read ({error.strerror}); {hint}") from error
     # Bytes, as text would be split at what other scripts take for the end of a line, too.
     for number, encoded in enumerate(data.splitlines(), 1):
         try:
-            line = encoded.decode("utf-8-sig").strip()
+            line = encoded.decode().strip()
         except UnicodeDecodeError as error:
             raise _error(source, f"{source.labels} line {number} is not UTF-8; save the file as UTF-8") from error
         if line and not line.startswith("#"):

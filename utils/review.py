@@ -64,11 +64,11 @@ def ordered(entries: Sequence[Reviewed], nb_classes: int) -> list[Reviewed]:
 def name_in_label_file(file: str) -> str | None:
     """How a label file names a picture, None if it can't (see readers): a line holds a name, whitespace and a label.
 
-    Lines end at a line feed and are stripped, a backslash is taken for a slash, and the file is UTF-8. ``./`` keeps
-    whitespace in front from being stripped and # from beginning a comment.
+    Lines end at a line feed or a carriage return and are stripped, a backslash is taken for a slash, and the file is
+    UTF-8. ``./`` keeps whitespace in front from being stripped and # from beginning a comment.
     """
     # A file name that is no UTF-8 has half a surrogate pair for each byte.
-    if not file or file[-1].isspace() or any(c in "\n\\\0" or "\ud800" <= c <= "\udfff" for c in file):
+    if not file or file[-1].isspace() or any(c in "\n\r\\\0" or "\ud800" <= c <= "\udfff" for c in file):
         return None
     return f"./{file}" if file[0].isspace() or file[0] == "#" else file
 
