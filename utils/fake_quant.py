@@ -192,15 +192,8 @@ def with_rgb_input(quantized: keras.Model) -> keras.Model:
                 f"layer {layer.name}: only a convolution right at the beginning makes a network of grey pictures take "
                 "RGB ones; train with INPUT_CHANNELS = 3"
             )
-    config = quantized.get_config()
-    shape = config["layers"][0]["config"]["batch_shape"]
-    config["layers"][0]["config"]["batch_shape"] = (*shape[:-1], 3)
-    for layer in config["layers"]:
-        # It holds the shapes for a grey input.
-        layer.pop("build_config", None)
-    kinds = {kind.__name__: kind for kind in (ActivationRange, *FAKE_QUANT.values())}
-    with keras.utils.custom_object_scope(kinds):
-        rgb = type(quantized).from_config(config)
+    image = keras.Input((*quantized.input_shape[1:3], 3), name=quantized.layers[0].name)
+    rgb = keras.models.clone_model(quantized, input_tensors=image)
     for layer in rgb.layers:
         weights = quantized.get_layer(layer.name).get_weights()
         if weights and weights[0].shape != layer.weights[0].shape:
