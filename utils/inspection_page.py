@@ -30,7 +30,7 @@ def page(title: str, inspected: Inspection) -> str:
 def _link(kind: str, count: int) -> str:
     if not count:
         return f"<li>{KINDS[kind]} <b>none</b></li>"
-    return f"<li><a href='#{_anchor(kind)}'>{KINDS[kind]}</a> <b>{count:,}</b></li>"
+    return f"<li><a href='#{markup.anchor(kind)}'>{KINDS[kind]}</a> <b>{count:,}</b></li>"
 
 
 def _source(name: str, part: Sequence[Inspected]) -> str:
@@ -51,7 +51,7 @@ def _kind(kind: str, chosen: Sequence[Inspected]) -> str:
     more = f"<p>The first {MOST_SHOWN} of {len(chosen):,}; the CSV file lists all.</p>" if left_out > 0 else ""
     cards = "".join(_card(one, one.findings[kind]) for one in chosen[:MOST_SHOWN])
     heading = f"<h2>{KINDS[kind]} ({len(chosen):,})</h2>"
-    return f"<section id='{_anchor(kind)}'>{heading}{more}<ul class='grid'>{cards}</ul></section>"
+    return f"<section id='{markup.anchor(kind)}'>{heading}{more}<ul class='grid'>{cards}</ul></section>"
 
 
 def _card(one: Inspected, finding: str) -> str:
@@ -71,10 +71,6 @@ def _image(one: Inspected) -> np.ndarray | None:
         return pictures.decode(one.picture, *inspection.SHAPE)
     except pictures.PictureError:
         return None
-
-
-def _anchor(kind: str) -> str:
-    return kind.replace(" ", "-")
 
 
 _STYLE = (

@@ -165,6 +165,11 @@ def breakable(text: str) -> str:
     return escaped(text).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
+def anchor(title: str) -> str:
+    """What links to a section of the page name it by."""
+    return title.lower().replace(" ", "-")
+
+
 def _digest(script: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 

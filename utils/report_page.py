@@ -34,8 +34,8 @@ def _page(folder: Path) -> str:
     results = json.loads((folder / runs.RESULTS_FILE).read_bytes())
     run = Run(folder, results, labels.main_metric(results["nb_classes"]))
     made = {title: text for title, make in SECTIONS.items() if (text := make(run))}
-    links = "".join(f"<li><a href='#{_anchor(title)}'>{title}</a></li>" for title in made)
-    parts = (f"<section id='{_anchor(title)}'><h2>{title}</h2>{text}</section>" for title, text in made.items())
+    links = "".join(f"<li><a href='#{markup.anchor(title)}'>{title}</a></li>" for title in made)
+    parts = (f"<section id='{markup.anchor(title)}'><h2>{title}</h2>{text}</section>" for title, text in made.items())
     return "\n".join(
         [
             markup.HEAD.format(
@@ -46,10 +46,6 @@ def _page(folder: Path) -> str:
             f"</main><script>{markup.SORT_SCRIPT}</script></body></html>\n",
         ]
     )
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def _headline(run: Run) -> str:
