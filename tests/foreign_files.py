@@ -91,10 +91,6 @@ def as_integers(model: keras.Model, images: np.ndarray, io_type: str) -> bytes:
 
 
 def _converter(model: keras.Model) -> tf.lite.TFLiteConverter:
-    spec = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
-    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(spec)
-    holder = tf.Module()
-    holder.weights = [variable.value for variable in model.variables]
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+    converter = export._converter(model, model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return converter
