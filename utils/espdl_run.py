@@ -352,7 +352,7 @@ def _pad(step: _Step, x: np.ndarray) -> np.ndarray:
     fills = np.any(step.values[2]) if len(step.values) > 2 and step.values[2] is not None else False
     if step.attribute("mode", "constant") != "constant" or fills or len(step.values) > 3 or pads.min() < 0:
         raise ValueError("only padding with zeros is supported")
-    if len(x) * np.prod(x.shape[1:] + pads.sum(axis=1)[1:]) != len(x) * np.prod(step.output.shape[1:]):
+    if np.prod(x.shape[1:] + pads.sum(axis=1)[1:]) != np.prod(step.output.shape[1:]):
         raise ValueError("its pads don't lead to its output's shape")
     return np.pad(x, pads)
 
