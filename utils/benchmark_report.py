@@ -202,29 +202,27 @@ def _robustness(entries: Sequence[dict[str, Any]]) -> str:
     if not carded:
         return ""
     cards = [entry["robustness"] for entry in carded]
-    heading = [markup.visible(entry["name"]) for entry in carded]
-    # The first three columns of a table stand at the left.
-    rows = [["change", "", "", *heading]]
+    rows = [["change", *(markup.visible(entry["name"]) for entry in carded)]]
     for number, change in enumerate(cards[0]["changes"]):
-        rows.append([change["name"], "", "", *(f"{card['changes'][number]['score']:.4f}" for card in cards)])
+        rows.append([change["name"], *(f"{card['changes'][number]['score']:.4f}" for card in cards)])
     metrics = " or ".join(dict.fromkeys(TITLES[card["metric"]] for card in cards))
     pictures = markup.count(cards[0]["pictures"], "picture")
-    return f"{report.table(rows)}\nshare of {pictures} read {metrics}, changed one thing at a time"
+    return f"{report.table(rows, texts=1)}\nshare of {pictures} read {metrics}, changed one thing at a time"
 
 
 def _readings(entries: Sequence[dict[str, Any]]) -> str:
     simulated = [entry for entry in entries if "readings" in entry]
     if not simulated:
         return ""
-    rows = [["model", "refused below", "", "false", "refused", "false if none is refused"]]
+    rows = [["model", "refused below", "false", "refused", "false if none is refused"]]
     for entry in simulated:
         found = entry["readings"]
         limit = f"{found['threshold']:g} ({found['threshold_from']})"
         counts = [f"{found[key]:,}" for key in ("false", "refused", "false_unrefused")]
-        rows.append([markup.visible(entry["name"]), limit, "", *counts])
+        rows.append([markup.visible(entry["name"]), limit, *counts])
     first = simulated[0]["readings"]
     return (
-        f"{report.table(rows)}\nof {first['readings']:,} readings of a counter with {first['digits']} digits, "
+        f"{report.table(rows, texts=2)}\nof {first['readings']:,} readings of a counter with {first['digits']} digits, "
         f"{first['drawn']:,} of them shown on drawn drums"
     )
 
