@@ -7,6 +7,7 @@ for their trial now and then; what a silent one had is handed to another.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -190,7 +191,9 @@ class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
         values = trial.hyperparameters.values
         if values[SPACE] != self.digest:
             raise ForeignSpaceError
-        with _signs_of_life(self.oracle, trial.trial_id):
+        alone = isinstance(self.oracle, keras_tuner.Oracle)
+        sign_of_life = functools.partial(self.oracle.get_trial, trial.trial_id)
+        with contextlib.nullcontext() if alone else _repeated(sign_of_life, HEARTBEAT):
             outcome = self.run(*_asked(trial))
         values |= {name: value for name, value in dataclasses.asdict(outcome).items() if value is not None}
         trial.status = FAILED if outcome.score is None else COMPLETED
@@ -238,15 +241,6 @@ def drive(search: Search, run: RunTrial, settings: Settings, role: str) -> None:
 def _asked(trial: KerasTunerTrial) -> tuple[int, int]:
     values = trial.hyperparameters.values
     return int(values[NUMBER]), int(values[UNTIL])
-
-
-@contextlib.contextmanager
-def _signs_of_life(oracle, trial_id: str) -> Iterator[None]:
-    if isinstance(oracle, keras_tuner.Oracle):
-        yield
-        return
-    with _repeated(lambda: oracle.get_trial(trial_id), HEARTBEAT):
-        yield
 
 
 @contextlib.contextmanager
