@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ SEARCH_FILE = "search.json"
 CSV_FILE = "trials.csv"
 BEST_JSON = "best_hyperparameters.json"
 BEST_PY = "best_hyperparameters.py"
-SCRATCH = "scratch"
 FAILURES_IN_A_ROW = 3
 # A trial that takes its whole process with it must not be begun for ever.
 BEGINNINGS = 3
@@ -198,11 +196,6 @@ def take_up(search: Search) -> None:
         failed = sum(row.status == FAILED for row in search.ended())
         kept = f", {failed} of them FAILED, which are not tried again" if failed else ""
         log.info("going on with %s: %d trials done%s", search.folder, len(search.ended()), kept)
-
-
-def forget_scratch(search: Search) -> None:
-    """Removes what only unfinished trials need."""
-    shutil.rmtree(search.folder / SCRATCH, ignore_errors=True)
 
 
 def write_best(folder: Path, best: Trial, objective: str) -> None:

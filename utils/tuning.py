@@ -41,6 +41,7 @@ from utils.trials import Outcome, Search
 log = logging.getLogger(__name__)
 
 PLOT_FILE = "tuning.png"
+SCRATCH = "scratch"  # folder of what only unfinished trials need
 
 
 def search(settings: Settings, splits: Splits) -> Search | None:
@@ -73,11 +74,12 @@ def search(settings: Settings, splits: Splits) -> Search | None:
             _drive(Search(None, signature, combinations), settings, splits, scratch, role)
             return None
         found = trials.open_folder(settings, signature, combinations)
+        scratch = found.folder / SCRATCH
         stack.enter_context(runs.hold(found.folder))
         trials.take_up(found)
         log.info("searching in %s", found.folder)
         try:
-            _drive(found, settings, splits, found.folder / trials.SCRATCH, role)
+            _drive(found, settings, splits, scratch, role)
         except KeyboardInterrupt:
             found.interrupt()
             raise
@@ -86,7 +88,7 @@ def search(settings: Settings, splits: Splits) -> Search | None:
                 found.interrupt()
             said = f"{in_words(error, found.folder)}; mend that, then the same command goes on with the search"
             raise SearchError(said) from error
-        trials.forget_scratch(found)
+        shutil.rmtree(scratch, ignore_errors=True)
         found.write()
         report.tuning(found.folder / PLOT_FILE, [dataclasses.asdict(row) for row in found.ended()], found.objective)
     return found
