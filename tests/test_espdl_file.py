@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 from tests import espdl_samples as samples
-from utils import espdl_file
+from utils import complexity, espdl_file
 from utils.espdl_file import EspdlError
 
 # Looked for, not imported: that would print a banner and change sys.path.
@@ -51,6 +51,8 @@ def test_graph_is_read(made, target):
     assert model.nodes[1].attributes["group"] == 20
     assert model.values[model.nodes[1].outputs[0]].shape == (1, 15, 9, 20)
     assert espdl_file.misplaced_constants(model) == []
+    assert espdl_file.parameters(model) == made[0].count_params()
+    assert espdl_file.multiply_accumulates(model) == complexity.multiply_accumulates(made[0])
 
 
 @pytest.mark.parametrize(

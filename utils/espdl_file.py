@@ -33,6 +33,7 @@ _MOST_VALUES = 2**24
 _MOST_AXES = 8
 _LARGEST_EXPONENT = 128
 
+WEIGHTED = ("Conv", "Gemm", "MatMul")  # a dense layer without a bias is a MatMul
 # What is computed channel by channel: here a constant of the wrong layout would go unnoticed.
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "PRelu")
 _CHANNELS_LAST = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -147,7 +148,7 @@ def multiply_accumulates(model: EspdlModel) -> int:
 
 
 def _weighted(model: EspdlModel) -> list[Node]:
-    return [node for node in model.nodes if node.operator in ("Conv", "Gemm") and _constants(model, node)]
+    return [node for node in model.nodes if node.operator in WEIGHTED and _constants(model, node)]
 
 
 def _constants(model: EspdlModel, node: Node) -> list[str]:

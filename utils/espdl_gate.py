@@ -8,8 +8,6 @@ from utils import chips, espdl_file, espdl_run, labels
 from utils.espdl_file import EspdlError, EspdlModel
 from utils.gate import Verdict
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")
-
 
 def check(
     target: str, release: bytes, debug: bytes, images: np.ndarray, reference: np.ndarray, min_agreement: float
@@ -46,7 +44,7 @@ def _inside(model: EspdlModel, target: str) -> Iterator[str]:
     for node in model.nodes:
         if node.operator == "AveragePool" and any(node.attributes.get("pads", ())):
             yield f"{node.operator} {node.name} is padded: on the chip the border's zeros count; pool without padding"
-        if node.operator in WEIGHTED and _shifts_left(model, node):
+        if node.operator in espdl_file.WEIGHTED and _shifts_left(model, node):
             yield f"{node.operator} {node.name} would have to shift its result to the left"
 
 
