@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -75,12 +76,10 @@ def test_order_is_kept_over_several_workers(trained_run, rng, monkeypatch):
     np.testing.assert_array_equal(spread, evaluation.tflite_logits(content, images))
 
 
-@pytest.mark.parametrize("io_type", ["int8", "uint8", "float32"])
-def test_every_io_type_reads_the_same(trained_run, io_type):
+@pytest.mark.parametrize("io_type", ["uint8", "float32"])
+def test_every_io_type_reads_as_int8_does(trained_run, io_type):
     outcome, _, splits = trained_run
-    from keras.models import load_model
-
-    model = load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
+    model = keras.models.load_model(outcome.run_dir / "best_model.keras", safe_mode=True)
     images = splits.pool.images(splits.measured["test"])
     calibration = splits.pool.images(splits.train[:200])
     expected = evaluation.tflite_logits(export.quantized_tflite(model, calibration, "int8"), images)
