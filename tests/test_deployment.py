@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import models
-from utils import deployment, export, gate, loader, manifest, micro, session, targets
+from utils import deployment, espdl, export, gate, loader, manifest, micro, session, targets
 from utils import settings as settings_module
+from utils.espdl_file import EspdlError
 
 
 def train(settings):
@@ -103,12 +104,12 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
     assert ("that stays" in caplog.text) == (better == "ptq")
 
 
-def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeypatch):
+@pytest.mark.parametrize("error", [espdl.EspdlExportError, EspdlError])
+def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeypatch, error):
     pytest.importorskip("esp_ppq")
-    from utils import espdl
 
     def fail(*_):
-        raise espdl.EspdlExportError("ESP-DL conversion failed: no such operator")
+        raise error("ESP-DL conversion failed: no such operator")
 
     monkeypatch.setattr(espdl, "export", fail)
     outcome = train(tiny(esp_dl_quantize=True, esp_dl_targets=["esp32", "esp32s3"]))

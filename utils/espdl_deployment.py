@@ -9,6 +9,7 @@ import numpy as np
 
 from utils import chips, espdl, espdl_gate, espdl_project, evaluation, loader, manifest, runs
 from utils.espdl import Espdl
+from utils.espdl_file import EspdlError
 from utils.gate import Verdict
 from utils.loader import Splits
 from utils.settings import Settings
@@ -42,7 +43,7 @@ def make(
         try:
             network = network or espdl.to_onnx(quantized)
             made = espdl.export(network, chip, settings.esp_dl_mode, calibration, images, reference, metadata)
-        except espdl.EspdlExportError as error:
+        except (espdl.EspdlExportError, EspdlError) as error:
             yield name, None, Verdict(chip, False, (str(error),), (), None, "not converted")
             continue
         minimum = settings.esp_dl_min_agreement
