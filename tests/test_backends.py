@@ -71,3 +71,16 @@ def test_a_run_without_tensorflow_is_finished_with_it(tiny, tmp_path, rng):
     assert scores[0]["accuracy"] == scores[1]["accuracy"]
     with pytest.raises(runs.RunError, match="finished"):
         session.resume(run, session.Options())
+
+
+@pytest.mark.skipif("torch" not in BACKENDS, reason="PyTorch is not installed")
+def test_trainings_side_by_side_share_the_cores_in_pytorch_too():
+    program = "from utils import console; console.import_tensorflow(True, 1); import torch"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print(torch.get_num_threads())"],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -121,11 +121,16 @@ def quiet_native() -> Iterator[None]:
 def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
     """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used.
 
-    Where Keras has another backend (``KERAS_BACKEND``) TensorFlow is left alone: it need not be installed.
+    Where Keras has another backend (``KERAS_BACKEND``) TensorFlow is left alone: it need not be installed. PyTorch gets
+    its threads: those of several processes wait for each other, which takes three times as long. JAX's don't.
     """
     with quiet_native():
         import keras
 
+        if keras.backend.backend() == "torch" and threads:
+            import torch
+
+            torch.set_num_threads(threads)
         if keras.backend.backend() != "tensorflow":
             return
         import tensorflow as tf
