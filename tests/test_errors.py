@@ -31,6 +31,12 @@ def raising(error: BaseException):
             "door.py: tensorflow, which Keras is to compute with, is not installed: install it, or set the environment "
             "variable KERAS_BACKEND to jax or torch if that is installed\n",
         ),
+        (
+            ValueError("Unable to import backend : pytorch"),
+            2,
+            "door.py: pytorch, which KERAS_BACKEND names, is none of Keras' backends: set it to one of tensorflow, "
+            "jax, torch\n",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_said_in_one_line(capsys, error, code, said):

@@ -19,7 +19,10 @@ def in_words(error: OSError, where: object) -> str:
 
 
 def missing_backend(error: Exception) -> str | None:
-    """What to do about a backend of Keras that isn't installed, None if the error is another one."""
+    """What to do about a backend of Keras that isn't installed, or unknown; None if the error is another one."""
+    if str(error).startswith("Unable to import backend"):
+        name = str(error).split(":")[-1].strip()
+        return f"{name}, which KERAS_BACKEND names, is none of Keras' backends: set it to one of {', '.join(BACKENDS)}"
     if not isinstance(error, ModuleNotFoundError) or error.name not in BACKENDS:
         return None
     others = " or ".join(name for name in BACKENDS if name != error.name)
@@ -31,7 +34,7 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     """What an entry script ends with: the exit code of ``work``, 2 for the user's error, 130 for Ctrl-C.
 
     What the operating system refuses is the user's to mend as well: rights, a full disk, a name that is too long. So is
-    a backend of Keras that isn't installed, which shows only when Keras is imported.
+    a backend of Keras that isn't installed or not known, which shows only when Keras is imported.
 
     Args:
         door: name of the script, for messages.
@@ -57,7 +60,7 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     except UserError as error:
         print(f"{door}: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, ValueError) as error:
         if (hint := missing_backend(error)) is None:
             raise
         print(f"{door}: {hint}", file=sys.stderr)
