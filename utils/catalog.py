@@ -1,5 +1,7 @@
 """All architectures side by side: how large, how much work, what for."""
 
+import keras
+
 import models
 from utils import complexity, report
 from utils.settings import Settings
@@ -14,7 +16,9 @@ def table(settings: Settings) -> str:
     for name in models.available():
         architecture = models.get(name)
         try:
-            model = architecture.build(settings.input_shape, settings.nb_classes)
+            # Without values: JAX compiles the drawing of each size of weights, which takes most of a minute for all.
+            with keras.StatelessScope(initialize_variables=False):
+                model = architecture.build(settings.input_shape, settings.nb_classes)
         except models.BuildError:
             rows.append([name, architecture.purpose, "-", "-", "-"])
             continue
