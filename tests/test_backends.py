@@ -74,13 +74,18 @@ def test_a_run_without_tensorflow_is_finished_with_it(tiny, tmp_path, rng):
 
 
 @pytest.mark.skipif("torch" not in BACKENDS, reason="PyTorch is not installed")
-def test_trainings_side_by_side_share_the_cores_in_pytorch_too():
-    program = "from utils import console; console.import_tensorflow(True, 1); import torch"
+@pytest.mark.parametrize(("growth", "preallocate"), [(True, "false"), (False, None)])
+def test_other_backends_get_their_share_of_cores_and_card(growth, preallocate):
+    program = (
+        f"import os; from utils import console; console.import_tensorflow({growth}, 1); import torch;"
+        "print(torch.get_num_threads(), os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "XLA_PYTHON_CLIENT_PREALLOCATE"}
     done = subprocess.run(
-        [sys.executable, "-c", f"{program}; print(torch.get_num_threads())"],
+        [sys.executable, "-c", program],
         cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": "torch"},
+        env={**env, "KERAS_BACKEND": "torch"},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"1 {preallocate}\n"), done.stderr

@@ -124,6 +124,9 @@ def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
     Where Keras has another backend (``KERAS_BACKEND``) TensorFlow is left alone: it need not be installed. PyTorch gets
     its threads: those of several processes wait for each other, which takes three times as long. JAX's don't.
     """
+    if memory_growth:
+        # JAX would take three quarters of a card at once, which a second training beside it then lacks.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with quiet_native():
         import keras
 
