@@ -211,6 +211,7 @@ def test_many_problems_show_the_first_three_and_what_to_do(folder):
         read(folder)
     assert "5 of 5 entries" in str(error.value)
     assert str(error.value).count("bad label") == 3
+    assert "The label stands in front of a picture's name (3.4_a.jpg); predict.py with" in str(error.value)
     assert 'Correct or remove them, or mend its "path" in DATA_SOURCES in parameters.py' in str(error.value)
 
 

@@ -191,7 +191,7 @@ def _notes(entries: Sequence[dict[str, Any]]) -> str:
 def _pair(pair: dict[str, Any]) -> str:
     better, worse = markup.visible(pair["better"]), markup.visible(pair["worse"])
     shares = f"{TITLES[pair['metric']]} {pair['better_score']:.4f} and {pair['worse_score']:.4f}"
-    counts = f"{pair['only_better']} pictures only the first, {pair['only_worse']} only the second"
+    counts = f"{markup.count(pair['only_better'], 'picture')} only the first, {pair['only_worse']} only the second"
     verdict = f"{better} is better than {worse}" if pair["differs"] else f"{better}, {worse}: no more than chance"
     chance = f"p = {pair['p_holm']:.2g}" if pair["p_holm"] >= TINY else f"p < {TINY:g}"
     return f"{verdict} ({shares}; {counts}; {chance})"

@@ -144,7 +144,13 @@ def _judge(source: DataSource, problems: list[Problem], total: int) -> None:
     if problems and 100 * len(problems) >= total:
         share = f"{len(problems)} of {total} entries are unusable (under 1 % would be skipped)"
         examples = "; ".join(map(str, problems[:3]))
-        raise _error(source, f"{share}: {examples}. Correct or remove them, or {_mend(source)}")
+        hint = ""
+        if source.type == "filename" and all(problem.reason == BAD_LABEL for problem in problems):
+            hint = (
+                "The label stands in front of a picture's name (3.4_a.jpg); predict.py with --threshold 1 --save "
+                "FOLDER puts what a model reads there. "
+            )
+        raise _error(source, f"{share}: {examples}. {hint}Correct or remove them, or {_mend(source)}")
 
 
 def _check_tenths(source: DataSource, entries: list[Entry], nb_classes: int) -> None:
