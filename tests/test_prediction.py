@@ -116,8 +116,8 @@ def test_unsure_pictures_are_copied_under_their_reading(tmp_path):
 def test_many_pictures_of_one_name_are_copied_with_one_look_at_each_copy(tmp_path, monkeypatch):
     files = [put(tmp_path / "in" / str(number) / "digit1.png", (number, 0, 0)) for number in range(40)]
     readings = [Reading(file, 3, "3.0", 0.1) for file in files]
-    looks, digest = [], prediction._digest
-    monkeypatch.setattr(prediction, "_digest", lambda path: looks.append(path) or digest(path))
+    looks, digest = [], prediction.runs.sha256
+    monkeypatch.setattr(prediction.runs, "sha256", lambda path: looks.append(path) or digest(path))
     names = ["3.0_digit1.png", *(f"3.0_digit1-{number}.png" for number in range(2, 41))]
     assert saved(tmp_path, readings) == names
     assert saved(tmp_path, readings[::-1]) == names[::-1]

@@ -284,8 +284,7 @@ def _source_lines(source: str, part: list[Inspected], total: int) -> list[str]:
     width = max(map(markup.columns, [*meters, "meter"]))
     lines.append(f"  {'meter':{width}}  pictures  labels" + "".join(f"{digit:>6}" for digit in range(10)))
     for meter, (count, different, *digits) in meters.items():
-        padding = " " * (width - markup.columns(meter))
-        lines.append(f"  {meter}{padding}  {count:8}  {different:6}" + "".join(f"{n:6}" for n in digits))
+        lines.append(f"  {markup.padded(meter, width)}  {count:8}  {different:6}" + "".join(f"{n:6}" for n in digits))
     lines.append("  label " + "".join(f"{f'.{tenth}':>6}" for tenth in range(10)))
     for digit, counts in enumerate(label_counts(part)):
         lines.append(f"  {digit:>5} " + "".join(f"{count:6}" for count in counts))

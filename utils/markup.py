@@ -146,6 +146,12 @@ def columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
+def padded(text: str, width: int, right: bool = False) -> str:
+    """A text with spaces behind it, or with ``right`` in front, to fill so many :func:`columns`."""
+    spaces = " " * (width - columns(text))
+    return spaces + text if right else text + spaces
+
+
 def plotted(text: str) -> str:
     """A stranger's text for a plot.
 

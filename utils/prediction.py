@@ -1,6 +1,5 @@
 """Reads picture files with a model, says how sure it is, and sorts the unsure ones out."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -108,7 +107,7 @@ def save_unsure(readings: Sequence[Reading], threshold: float, folder: Path) -> 
     # Of each name the next number: cameras call all their pictures alike.
     numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
     try:
-        known = {_digest(file): file for file in sorted(folder.iterdir()) if file.is_file()}
+        known = {runs.sha256(file): file for file in sorted(folder.iterdir()) if file.is_file()}
         names = [f"{one.reading}_{one.file.name}" for one in unsure]
         return [_copy(one.file, folder, name, numbers[name], known) for one, name in zip(unsure, names, strict=True)]
     except OSError as error:
@@ -163,11 +162,11 @@ def _read_chunk(model: Recognizer, files: Sequence[Path]) -> list[Reading]:
     return [readings[file] for file in files]
 
 
-def _copy(source: Path, folder: Path, name: str, numbers: Iterator[int], known: dict[bytes, Path]) -> Path:
+def _copy(source: Path, folder: Path, name: str, numbers: Iterator[int], known: dict[str, Path]) -> Path:
     stem, ending = os.path.splitext(name)
     while len(os.fsencode(stem + ending)) > MAX_NAME_BYTES:
         stem = stem[:-1]
-    content = _digest(source)
+    content = runs.sha256(source)
     while content not in known:
         number = next(numbers)
         target = folder / f"{stem}{f'-{number}' if number > 1 else ''}{ending}"
@@ -184,8 +183,3 @@ def _copy(source: Path, folder: Path, name: str, numbers: Iterator[int], known: 
             raise
         known[content] = target
     return known[content]
-
-
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()

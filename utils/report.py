@@ -220,13 +220,13 @@ def table(rows: list[list[str]], texts: int = 3) -> str:
     at the right.
     """
     widths = [max(markup.columns(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = []
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            padding = " " * (width - markup.columns(cell))
-            cells.append(cell + padding if column < texts else padding + cell)
-        lines.append("  ".join(cells).rstrip())
+    lines = [
+        "  ".join(
+            markup.padded(cell, width, right=column >= texts)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
     return "\n".join([lines[0], "-" * max(map(markup.columns, lines)), *lines[1:]])
 
 

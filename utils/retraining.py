@@ -94,13 +94,13 @@ def judge(results: dict, bad_before: float, bad_after: float, kept_aside: int, m
         n, one = was["n"], int(max_drop > 0)
         lost, on_device = (round(n * (was[score] - after[name][score])) for after in (model, file))
         points = n * max_drop / 100 + 1e-9
-        allows = f"RETRAIN_MAX_DROP allows {max_drop}"
+        allows, few = f"RETRAIN_MAX_DROP allows {max_drop}", FEW if points < one else ""
         if lost > max(points, one):
-            reasons.append(f"{name} is read worse by {_points(lost, n)}, {allows}{FEW if points < one else ''}")
+            reasons.append(f"{name} is read worse by {_points(lost, n)}, {allows}{few}")
         elif on_device > max(points + n * ROUNDING / 100, one):
             reasons.append(
                 f"{name} is read worse by {_points(on_device, n)} by {results['recommended']}, {allows} and rounding"
-                f" {ROUNDING}{FEW if points < one else ''}"
+                f" {ROUNDING}{few}"
             )
     return Judgement(not reasons, tuple(reasons), bad_before, bad_after, kept_aside)
 

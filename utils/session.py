@@ -156,7 +156,6 @@ def fine_tune(
         RunError: the run folder can't be made or written to.
     """
     started = time.monotonic()
-    targets.check(settings)
     new_head = plan.strategy == "feature_extractor" and old.output_shape[-1] != settings.nb_classes
     model_files.check_fits(old, settings, new_head)
     model = models.as_graph(old, old.name)

@@ -3,7 +3,6 @@
 Which class is read doesn't change, and no device computes anything more.
 """
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -96,7 +95,7 @@ def fold_best(model: keras.Model, run_dir: Path, splits: Splits, settings: Setti
     path, note = run_dir / runs.BEST_MODEL_FILE, run_dir / runs.CHECKPOINT_FOLDER / FOLDED_FILE
     if note.is_file():
         earlier = json.loads(note.read_text())
-        if earlier["sha256"] == _sha256(path):
+        if earlier["sha256"] == runs.sha256(path):
             return earlier["temperature"]
     smoothed = smoothing.fold(model, settings)
     found = fold(model, splits, settings)
@@ -106,7 +105,7 @@ def fold_best(model: keras.Model, run_dir: Path, splits: Splits, settings: Setti
         def save(partial: Path) -> None:
             # The note names the file that is about to appear: whenever the run breaks off, it tells which one is there.
             model.save(partial)
-            runs.write_json(note, {"temperature": found, "sha256": _sha256(partial)})
+            runs.write_json(note, {"temperature": found, "sha256": runs.sha256(partial)})
 
         runs.write(path, save)
     return found
@@ -122,7 +121,3 @@ def _scaled(model: keras.Model) -> list[keras.layers.Layer]:
     makes_logits = isinstance(layer, layers.Dense | layers.Conv2D) and layer.activation is keras.activations.linear
     # A layer that is used twice would change elsewhere, too.
     return [*found, layer] if makes_logits and len(layer._inbound_nodes) == 1 else []
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
