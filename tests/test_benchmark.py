@@ -96,6 +96,12 @@ def test_pairs_are_compared_by_what_both_read(results):
     text = benchmark_report.summary(results)
     assert "run is better than eleven.tflite (digit 1.0000 and 0.9000; 10 pictures only the first, 0 only" in text
     assert "run, clock.tflite: no more than chance" in text
+    # The first of three equally good ones against each of the others.
+    assert [line.split(" (")[0] for line in text.splitlines() if "only the first" in line] == [
+        "run, clock.tflite: no more than chance",
+        "run is better than eleven.tflite",
+        "run, unit.tflite: no more than chance",
+    ]
 
 
 def test_drawn_digits_beside_a_meter_do_not_show_its_readings(meters):

@@ -40,7 +40,7 @@ COLUMNS = (
 
 def summary(results: dict[str, Any]) -> str:
     """All tables, one after the other, and the reasons of what could not be measured."""
-    parts = [_scores(results), _notes(results["models"]), "\n".join(map(_pair, results["pairs"]))]
+    parts = [_scores(results), _notes(results["models"]), _pairs(results)]
     parts += [_robustness(results["models"]), _readings(results["models"])]
     return "\n\n".join(filter(None, parts))
 
@@ -186,6 +186,13 @@ def _notes(entries: Sequence[dict[str, Any]]) -> str:
     if not micro.available():
         lines.append(f"Micro KB: not measured, {micro.MISSING}")
     return "\n".join(lines)
+
+
+def _pairs(results: dict[str, Any]) -> str:
+    """The best model against each of the others; all pairs of thirty models would be 435 lines."""
+    scored = [entry for entry in results["models"] if "scores" in entry]
+    best = max(scored, key=lambda entry: entry["scores"][results["metric"]], default={"name": None})["name"]
+    return "\n".join(_pair(pair) for pair in results["pairs"] if best in (pair["better"], pair["worse"]))
 
 
 def _pair(pair: dict[str, Any]) -> str:
