@@ -28,7 +28,8 @@ from utils.trials import COMPLETED, FAILED, Outcome, Search, Trial
 
 log = logging.getLogger(__name__)
 
-NUMBER, SPACE, UNTIL = "trial", "space", "tuner/epochs"  # what a trial carries besides its axes
+NUMBER, UNTIL = "trial", "tuner/epochs"  # what a trial carries besides its axes
+SPACE = "space"  # what the chief searches
 OUTCOME = ("score", "epochs", "seconds", "error")  # KerasTuner's messages between machines have no place for these
 HEARTBEAT = 5.0  # seconds between a worker's signs of life
 LOST_AFTER = 60.0  # seconds without one after which its trial is given to another
@@ -53,13 +54,15 @@ class _Recorded:
         options |= {"seed": 1, "max_consecutive_failed_trials": 10**9}
         super().__init__(objective=keras_tuner.Objective("score", "max"), **options)
         self.verbose = 0
+        # What a worker is told before it asks for a trial.
+        self.hyperparameters.Fixed(SPACE, search.digest)
 
     def next_values(self) -> dict | None:
         """The next of the list as KerasTuner's values, None after the last."""
         if self.given == len(self.search.combinations):
             return None
         self.given += 1
-        return {**self.search.combinations[self.given - 1], NUMBER: self.given, SPACE: self.search.digest}
+        return {**self.search.combinations[self.given - 1], NUMBER: self.given}
 
     def populate_space(self, trial_id: str) -> dict:
         if self.search.stopped:
@@ -182,6 +185,9 @@ class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
         if self.idle:
             time.sleep(IDLE)
         self.idle = True
+        # First, or the chief would hand out a trial that nobody makes.
+        if self.oracle.get_space().values.get(SPACE) != self.digest:
+            raise ForeignSpaceError
 
     def on_trial_begin(self, trial: KerasTunerTrial) -> None:
         self.idle = False
@@ -189,8 +195,6 @@ class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
     def _try_run_and_update_trial(self, trial: KerasTunerTrial) -> None:
         # Instead of KerasTuner's own, which prints a traceback for each failure: ``run`` doesn't raise.
         values = trial.hyperparameters.values
-        if values[SPACE] != self.digest:
-            raise ForeignSpaceError
         alone = isinstance(self.oracle, keras_tuner.Oracle)
         sign_of_life = functools.partial(self.oracle.get_trial, trial.trial_id)
         with contextlib.nullcontext() if alone else _repeated(sign_of_life, HEARTBEAT):
