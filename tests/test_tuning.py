@@ -356,6 +356,23 @@ def test_a_lost_workers_trial_is_handed_to_another_once(asked, monkeypatch):
     assert chief.tuner_ids == {"b"}
 
 
+def test_a_trial_that_takes_its_workers_along_is_given_up(asked, monkeypatch):
+    chief, search, _ = asked
+    monkeypatch.setattr(oracle, "LOST_AFTER", -1.0)
+    for name in ("a", "a", "b"):  # the first is started again under its name before it is given up
+        assert chief.create_trial(name).hyperparameters.values["trial"] == 1
+        if search.rows[1].begun > 1:
+            chief.drop_lost()
+    assert chief.create_trial("c").hyperparameters.values["trial"] == 2
+    (given_up,) = search.ended()
+    assert (given_up.number, given_up.status) == (1, "FAILED")
+    assert given_up.error == "its process ended 3 times without a word (out of memory?)"
+    # Under its own name, too, a worker gets the next one.
+    for _ in range(2):
+        assert chief.create_trial("c").hyperparameters.values["trial"] == 2
+    assert chief.create_trial("c").hyperparameters.values["trial"] == 3
+
+
 def test_a_chief_says_how_to_start_workers_while_it_has_none(asked, monkeypatch, caplog):
     chief, _, _ = asked
     caplog.set_level(logging.INFO)

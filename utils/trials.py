@@ -82,8 +82,11 @@ class Search:
         return [row for row in rows if row.status != RUNNING and row.number <= len(self.combinations)]
 
     def known(self, number: int, until: int) -> Trial | None:
-        """The trial, if it ended and nothing more is asked of it."""
+        """The trial, if it ended and nothing more is asked of it; one whose process ended too often ends here."""
         row = self.rows.get(number)
+        if row and row.status == RUNNING and row.begun >= BEGINNINGS:
+            error = f"its process ended {BEGINNINGS} times without a word (out of memory?)"
+            self.end(number, until, Outcome(None, error=error))
         return row if row and row.status != RUNNING and (row.status == FAILED or row.until >= until) else None
 
     def best(self) -> Trial | None:
@@ -189,8 +192,6 @@ def take_up(search: Search) -> None:
         if row.status == RUNNING and row.score is not None:
             # It was going on for more epochs; what it had reached stands.
             row.status = COMPLETED
-        elif row.status == RUNNING and row.begun >= BEGINNINGS:
-            row.status, row.error = FAILED, f"its process ended {BEGINNINGS} times without a word (out of memory?)"
         search.rows[row.number] = row
     if search.rows:
         failed = sum(row.status == FAILED for row in search.ended())
