@@ -390,6 +390,22 @@ def test_a_chief_says_how_to_start_workers_while_it_has_none(asked, monkeypatch,
     assert caplog.text.count("no worker is there") == 2
 
 
+def test_a_chief_that_cannot_listen_and_a_worker_that_waits_say_where(asked, small, monkeypatch, caplog):
+    _, search, _ = asked
+    caplog.set_level(logging.INFO)
+    # An address of documentation (RFC 5737), no machine's.
+    address = {"KERASTUNER_ORACLE_IP": "203.0.113.7", "KERASTUNER_ORACLE_PORT": "8000"}
+    said = " ".join(f"{name}={value}" for name, value in address.items())
+    for name, value in {**address, "KERASTUNER_TUNER_ID": "chief"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SearchError, match=f"^{said}: the chief can't listen there: the address must be this machine's"):
+        oracle.drive(search, lambda *_: None, small(), "chief")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "one")
+    monkeypatch.setattr(oracle.Tuner, "search", lambda tuner: None)
+    oracle.drive(search, lambda *_: None, small(), "worker")
+    assert f"asking the chief for trials ({said}); it is waited for" in caplog.text
+
+
 def test_a_worker_of_a_chief_started_anew_changes_nothing(asked):
     chief, search, end = asked
     current = chief.create_trial("a")

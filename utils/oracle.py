@@ -130,8 +130,7 @@ class _Recorded:
     def say_waiting(self) -> None:
         """Logs that no worker is there, and how one is started."""
         if not self.tuner_ids:
-            address = " ".join(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT[1:])
-            log.info("no worker is there; start one: %s=NAME %s python tuner.py ...", ENVIRONMENT[0], address)
+            log.info("no worker is there; start one: %s=NAME %s python tuner.py ...", ENVIRONMENT[0], _address())
 
     def save(self) -> None:
         """Nothing: see the module."""
@@ -230,16 +229,29 @@ def drive(search: Search, run: RunTrial, settings: Settings, role: str) -> None:
             oracle.say_waiting()
             stack.enter_context(_repeated(oracle.drop_lost, LOST_AFTER / 10))
             stack.enter_context(_repeated(oracle.say_waiting, WAITING))
+        elif role == "worker":
+            log.info("asking the chief for trials (%s); it is waited for, an hour at most", _address())
         try:
             tuner.search()
         except ForeignSpaceError:
             raise SearchError(
                 "the chief searches something else: start it and its workers with the same parameters.py and pictures"
             ) from None
+        except RuntimeError as error:
+            if role != "chief":
+                raise
+            # KerasTuner's chief does nothing here but listen.
+            said = "the chief can't listen there: the address must be this machine's, the port one that nobody uses"
+            raise SearchError(f"{_address()}: {said}") from error
         except grpc.RpcError as error:
             raise SearchError(
                 f"the chief no longer answers ({error.code().name}): start it, then this worker"
             ) from error
+
+
+def _address() -> str:
+    """The chief's, as it stands in the commands."""
+    return " ".join(f"{name}={os.environ.get(name, '')}" for name in ENVIRONMENT[1:])
 
 
 def _asked(trial: KerasTunerTrial) -> tuple[int, int]:
