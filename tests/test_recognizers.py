@@ -61,6 +61,15 @@ def test_our_quantised_files_run_on_the_reference_kernels(tmp_path, io_type):
     np.testing.assert_allclose(confidences, softmax(logits, axis=1).max(axis=1))
 
 
+def test_a_keras_file_leaves_the_rest_of_a_card_to_others(tmp_path, monkeypatch):
+    names = ("TF_FORCE_GPU_ALLOW_GROWTH", "XLA_PYTHON_CLIENT_PREALLOCATE")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    foreign_files.network(10).save(tmp_path / "a.keras")
+    recognizers.load(tmp_path / "a.keras", NOWHERE)
+    assert [os.environ.get(name) for name in names] == ["true", "false"]
+
+
 @pytest.mark.parametrize(
     ("end", "sure"),
     [

@@ -118,15 +118,23 @@ def quiet_native() -> Iterator[None]:
             raise
 
 
+def take_gpu_memory_as_needed() -> None:
+    """Lets TensorFlow and JAX leave the rest of a card to a training beside; before either uses a device.
+
+    TensorFlow would take all of it at once, JAX three quarters. What the user has set in the environment stays.
+    """
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
-    """Imports TensorFlow quietly; sets GPU memory growth and threads (0 = one a core) before any device is used.
+    """Imports TensorFlow quietly; settles GPU memory and threads (0 = one a core) before any device is used.
 
     Where Keras has another backend (``KERAS_BACKEND``) TensorFlow is left alone: it need not be installed. PyTorch gets
     its threads: those of several processes wait for each other, which takes three times as long. JAX's don't.
     """
     if memory_growth:
-        # JAX would take three quarters of a card at once, which a second training beside it then lacks.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        take_gpu_memory_as_needed()
     with quiet_native():
         import keras
 
@@ -139,7 +147,4 @@ def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        if memory_growth:
-            for device in tf.config.list_physical_devices("GPU"):
-                tf.config.experimental.set_memory_growth(device, True)
     tf.get_logger().setLevel("INFO" if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else "ERROR")

@@ -15,6 +15,7 @@ import numpy as np
 
 from utils import (
     confidence,
+    console,
     encodings,
     espdl_file,
     espdl_run,
@@ -173,8 +174,7 @@ def _opener(file: Path) -> Callable[[Path, PixelRange | None], Recognizer]:
 
 
 def _keras(file: Path, assumed: PixelRange | None) -> Recognizer:
-    # A training beside this needs the GPU's memory, too.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    console.take_gpu_memory_as_needed()
     model = model_files.load(file, foreign=True)
     # Imports Keras, which a file that is refused should not wait for.
     from utils import complexity
