@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import multiprocessing
+import re
 import signal
 import threading
 import time
@@ -257,8 +258,12 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
     monkeypatch.undo()
     assert broken.results is None
     (run_dir,) = (path for path in runs.Path(settings.output_dir).iterdir() if path != whole.run_dir)
+    log = run_dir / runs.TRAINING_LOG_FILE
+    # As if each of the two epochs had taken 1,000 seconds.
+    log.write_text(re.sub(r"[\d.]+$", "1000", log.read_text(), flags=re.MULTILINE))
     outcome = session.resume(run_dir, session.Options())
     assert outcome.run_dir == run_dir
+    assert outcome.results["timing"]["training_s"] == 2000 < outcome.results["timing"]["run_s"] < 2600
     # Where the settings came from is not forgotten over the break.
     assert figures(outcome.results) == {**figures(whole.results), "tuned_by": {"trial": 3}}
     with pytest.raises(runs.RunError, match="finished"):

@@ -280,7 +280,6 @@ def _run(
 ) -> Outcome:
     targets.check(settings)
     mode = quantization.resolve(settings, architecture.name, architecture.quantizable)
-    started = time.monotonic()
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
     with devices.shared(settings):
@@ -294,6 +293,8 @@ def _run(
         # Another process may have finished it while this one read pictures.
         runs.check_unfinished(run_dir)
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
+        # As if all epochs had been made at once: those before an interruption belong to the run, too.
+        started = time.monotonic() - results["timing"]["training_s"]
         # What is measured is what is on the disk.
         model = keras.models.load_model(run_dir / runs.BEST_MODEL_FILE, compile=False, safe_mode=True)
         if "temperature" not in results:
