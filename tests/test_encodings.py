@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
@@ -68,6 +69,15 @@ def test_logits_and_probabilities(tmp_path, end, kind):
     sigmoid = 1 / (1 + np.exp(-8))
     expected = sigmoid / (sigmoid + 9 / 2) if end == "sigmoid" else np.e**8 / (np.e**8 + 9)
     np.testing.assert_allclose(confidences, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_a_mean_of_probabilities_is_one(tmp_path, heads):
+    image, network = keras.Input(foreign.SIZE), foreign.network(10, end="softmax")
+    model = keras.Model(image, layers.Average()([network(image) for _ in range(heads)]), name="several")
+    model = recognizers.load(stored(tmp_path, foreign.as_float(model)), NOWHERE)
+    assert model.facts.outputs == "10 digits, softmax"
+    np.testing.assert_allclose(recognizers.decide(model, foreign.pictures())[1], np.e**8 / (np.e**8 + 9), atol=1e-4)
 
 
 @pytest.mark.parametrize(

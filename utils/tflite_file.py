@@ -82,8 +82,11 @@ class FileFacts:
 
     @property
     def last_operator(self) -> str:
-        """The operator that makes the outputs; those that only change their form don't count."""
+        """The operator that makes the outputs; those that only change their form or average them don't count."""
         kinds = [node.operator for node in self.nodes if node.operator not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")]
+        if kinds[-2:] == ["ADD", "MUL"]:
+            # A mean: of several softmaxes, for instance.
+            kinds = [kind for kind in kinds if kind not in ("ADD", "MUL")]
         return kinds[-1] if kinds else ""
 
     @property
