@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, markup, model_choice, model_files, runs, sources, targets
+from utils import chips, console, devices, markup, model_choice, runs, sources, targets
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
 from utils.settings import parse_assignments
@@ -44,11 +44,8 @@ def fine_tune(arguments: argparse.Namespace) -> int:
         settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("fine-tune.py")
-    # A model that can't be taught is refused before the pictures are read.
-    model = model_files.load(model_file)
     from utils import loader, session
 
-    splits = loader.load(settings, new, aside_from=100)
     plan = Plan(
         strategy=arguments.strategy,
         new=tuple(new),
@@ -57,7 +54,10 @@ def fine_tune(arguments: argparse.Namespace) -> int:
         learning_rate=settings.learning_rate * arguments.learning_rate_multiplier,
         epochs=arguments.epochs,
     )
-    outcome = session.fine_tune(model_file, model, plan, settings, splits)
+    # What can't be taught is refused before the pictures are read.
+    lesson = session.prepare(model_file, plan, settings)
+    splits = loader.load(settings, new, aside_from=100)
+    outcome = session.fine_tune(lesson, settings, splits)
     print(session.summary([outcome]))
     unmeasured = [name for name in new if loader.aside_of(name) not in splits.measured]
     if unmeasured and not settings.test_sources:

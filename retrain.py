@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils import chips, console, devices, model_choice, model_files, runs, sources, targets
+from utils import chips, console, devices, model_choice, runs, sources, targets
 from utils.errors import exit_code
 from utils.plans import NEW_WEIGHT, Plan
 from utils.settings import parse_assignments
@@ -37,13 +37,13 @@ def retrain(arguments: argparse.Namespace) -> int:
     runs.check_output(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("retrain.py")
-    # A model that can't be taught is refused before the pictures are read.
-    model = model_files.load(model_file)
     from utils import loader, retraining, session
 
-    splits = loader.load(settings, [name], aside_from=20)
     plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
-    outcome, judgement = retraining.retrain(model_file, model, plan, settings, splits)
+    # What can't be taught is refused before the pictures are read.
+    lesson = session.prepare(model_file, plan, settings)
+    splits = loader.load(settings, [name], aside_from=20)
+    outcome, judgement = retraining.retrain(lesson, settings, splits)
     print(session.summary([outcome]))
     print(retraining.summary(outcome, judgement))
     return int(bool(session.refusals(outcome))) if judgement.accepted else REJECTED

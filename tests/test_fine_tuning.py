@@ -173,15 +173,13 @@ def test_learns_the_meter_and_keeps_the_rest(known):
 
 
 def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path):
-    path, settings, splits = known
+    path, settings, _ = known
     model = load(path)
     next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)).activation = keras.activations.tanh
     foreign = tmp_path / "foreign.keras"
     model.save(foreign)
-    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "runs"))
     with pytest.raises(QuantizationError, match=f"^{foreign}: layer .*activation.*--set QUANTIZE_MODEL=False"):
-        session.fine_tune(foreign, load(foreign), Plan(new=("meter",)), settings, splits)
-    assert not (tmp_path / "runs").exists()
+        session.prepare(foreign, Plan(new=("meter",)), settings)
 
 
 @pytest.mark.slow
@@ -196,7 +194,7 @@ def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypat
     path, settings, splits = known
     monkeypatch.setattr(fine_tuning, "fit", lambda *_: 0.0)
     settings = dataclasses.replace(settings, output_dir=str(tmp_path))
-    outcome = session.fine_tune(path, load(path), Plan(new=("meter",)), settings, splits, judged)
+    outcome = session.fine_tune(session.prepare(path, Plan(new=("meter",)), settings), settings, splits, judged)
     assert json.loads((outcome.run_dir / runs.RESULTS_FILE).read_text())["judgement"] == judgement
 
 
@@ -208,7 +206,7 @@ def test_a_full_disk_is_told_with_the_run_folder(known, tmp_path, monkeypatch):
     monkeypatch.setattr(fine_tuning, "fit", full)
     settings = dataclasses.replace(settings, output_dir=str(tmp_path))
     with pytest.raises(runs.RunError, match=r"_finetuned: cannot be written \(No space left on device\)$"):
-        session.fine_tune(path, load(path), Plan(new=("meter",)), settings, splits)
+        session.fine_tune(session.prepare(path, Plan(new=("meter",)), settings), settings, splits)
 
 
 def test_the_last_layer_is_the_dense_one_before_a_batch_normalisation():

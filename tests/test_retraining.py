@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import labels, loader, model_files, retraining, review
+from utils import labels, loader, retraining, review, session
 from utils.plans import Plan
 from utils.retraining import judge
 
@@ -110,7 +110,7 @@ def retrained(trained_run, tmp_path_factory):
     splits = loader.load(settings, ["bad"], aside_from=20)
     plan = Plan(new=("bad",), epochs=4)
     file = outcome.run_dir / "best_model.keras"
-    return (*retraining.retrain(file, model_files.load(file), plan, settings, splits), splits, folder)
+    return (*retraining.retrain(session.prepare(file, plan, settings), settings, splits), splits, folder)
 
 
 @pytest.mark.slow

@@ -198,6 +198,9 @@ def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
     assert (row["name"], row["accuracy"]) == ("README.md", "")
 
 
+LOST = "DATA_SOURCES=[{'name': 'a', 'type': 'filename', 'path': 'nowhere'}]"
+
+
 @pytest.mark.parametrize("door", ["fine-tune.py", "retrain.py"])
 def test_a_model_that_can_not_be_taught_is_refused_before_pictures_are_read(tmp_path, door):
     import keras
@@ -208,11 +211,26 @@ def test_a_model_that_can_not_be_taught_is_refused_before_pictures_are_read(tmp_
     keras.Model(image, logits).save(tmp_path / "a.keras")
     (tmp_path / "bad").mkdir()
     write_digit(tmp_path / "bad", synthetic.draw(1, seed=0), 0)
-    lost = "DATA_SOURCES=[{'name': 'a', 'type': 'filename', 'path': 'nowhere'}]"
     bad = ["--bad_images_dir", tmp_path / "bad"] if door == "retrain.py" else []
-    done = call("--model_path", tmp_path / "a.keras", *bad, "--set", lost, door=door)
+    done = call("--model_path", tmp_path / "a.keras", *bad, "--set", LOST, door=door)
     assert (done.returncode, done.stdout) == (2, "")
     assert "a.keras: the model begins with Rescaling(scale=0.00392" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "text"),
+    [
+        ("fine-tune.py", ["--set", "NB_CLASSES=10"], "reads 100 classes but NB_CLASSES = 10"),
+        ("retrain.py", ["--bad_images_dir", "bad", "--set", "INPUT_WIDTH=24"], "but INPUT_WIDTH = 24: use --set INPUT"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused_before_pictures_are_read(tmp_path, door, arguments, text):
+    (tmp_path / "bad").mkdir()
+    model = ROOT / "exported_models" / "zoo" / "v6_tenths"
+    done = call("--model_path", model, *arguments, "--set", LOST, door=door, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{door}: the model digit_recognizer_v6 " in done.stderr
+    assert text in done.stderr
 
 
 DIGITS_ON_THE_EDGE = ["exported_models/zoo/v6_digits", "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]

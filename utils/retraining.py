@@ -4,14 +4,12 @@ import dataclasses
 import logging
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from utils import confidence, evaluation, labels, loader, markup, review, runs, session
 from utils.loader import Splits
-from utils.plans import Plan
 from utils.review import Reviewed
-from utils.session import Outcome
+from utils.session import Lesson, Outcome
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,16 +35,13 @@ class Judgement:
     kept_aside: int
 
 
-def retrain(
-    model_file: Path, model: keras.Model, plan: Plan, settings: Settings, splits: Splits
-) -> tuple[Outcome, Judgement]:
-    """Fine-tunes a file's model on the source ``plan.new``; leaves the judgement in ``results.json``, ``review.html``.
+def retrain(lesson: Lesson, settings: Settings, splits: Splits) -> tuple[Outcome, Judgement]:
+    """Fine-tunes a model on its plan's one new source; leaves the judgement in ``results.json``, ``review.html``.
 
     Raises:
-        ModelFileError, FineTuningError: the model, or what is asked of it, doesn't fit.
-        RunError: the run folder can't be made or written to.
+        FineTuningError, RunError: what :func:`session.fine_tune` says.
     """
-    (name,) = plan.new
+    (name,) = lesson.plan.new
     bad = np.flatnonzero(splits.pool.source_ids == splits.source(name))
     _warn(splits, bad)
     aside = splits.measured.get(loader.aside_of(name), np.empty(0, int))
@@ -55,16 +50,17 @@ def retrain(
         images = splits.pool.images(bad)
         # What will be flashed has the word.
         file = run_dir / results["recommended"]
-        answers = evaluation.keras_logits(model, images), evaluation.file_logits(file.name, file.read_bytes(), images)
+        before = evaluation.keras_logits(lesson.old, images)
+        after = evaluation.file_logits(file.name, file.read_bytes(), images)
         chosen = np.isin(bad, aside) if len(aside) else np.ones(len(bad), bool)
-        right = [_right(logits[chosen], splits, bad[chosen]) for logits in answers]
+        right = [_right(logits[chosen], splits, bad[chosen]) for logits in (before, after)]
         folder = next(source["path"] for source in settings.data_sources if source["name"] == name)
-        entries = _reviewed(splits, bad, *answers, aside)
+        entries = _reviewed(splits, bad, before, after, aside)
         page = review.page(f"Failed readings, {run_dir.name}", entries, settings.nb_classes, str(folder))
         runs.write_text(run_dir / REVIEW_FILE, page)
         return dataclasses.asdict(judge(results, *right, len(aside), settings.retrain_max_drop))
 
-    outcome = session.fine_tune(model_file, model, plan, settings, splits, judged)
+    outcome = session.fine_tune(lesson, settings, splits, judged)
     return outcome, Judgement(**outcome.results["judgement"])
 
 

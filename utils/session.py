@@ -70,6 +70,19 @@ class Options:
     tuned_by: dict | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A trained model that is to learn more: ``model`` has the head and the frozen layers that the plan asks for."""
+
+    file: Path
+    old: keras.Model
+    model: keras.Model
+    plan: Plan
+    mode: QuantizationMode
+    new_head: bool
+    free: int  # parameters that train
+
+
 def train(names: list[str], settings: Settings, options: Options, splits: Splits) -> list[Outcome]:
     """Trains architectures one after the other on the same data; one that fails does not stop the others."""
     return [_attempt(name, settings, options, splits) for name in names]
@@ -133,53 +146,59 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     return _attempt(started.architecture, settings, options, splits, run_dir)
 
 
-def fine_tune(
-    model_file: Path,
-    old: keras.Model,
-    plan: Plan,
-    settings: Settings,
-    splits: Splits,
-    judged: Callable[[Path, dict], dict] | None = None,
-) -> Outcome:
-    """Teaches a trained model what ``plan.new`` shows, exports the result, measures both before and after.
+def prepare(model_file: Path, plan: Plan, settings: Settings) -> Lesson:
+    """Makes what :func:`fine_tune` trains of a ``.keras`` file, which stays as it is.
 
-    Args:
-        model_file: the ``.keras`` file; it stays as it is.
-        old: the model in it, of :func:`model_files.load`; it stays as it is, too.
-        plan: what to learn and how.
-        settings: the model's input, the export and the devices.
-        splits: as :func:`loader.load` made them with ``plan.new``.
-        judged: makes the "judgement" of the run's folder and results, before anybody can take it for finished.
+    Pictures, which may take a minute to read, are not needed for it: what can't be taught is refused before.
 
     Raises:
         ModelFileError, FineTuningError, QuantizationError: the model, or what is asked of it, doesn't fit.
-        RunError: the run folder can't be made or written to.
     """
-    started = time.monotonic()
+    old = model_files.load(model_file)
     new_head = plan.strategy == "feature_extractor" and old.output_shape[-1] != settings.nb_classes
     model_files.check_fits(old, settings, new_head)
     model = models.as_graph(old, old.name)
     if new_head:
         model = fine_tuning.with_new_head(model, settings.nb_classes, settings.seed)
     free, _ = fine_tuning.freeze(model, plan.strategy)
-    augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
-    chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     _check_quantizable(model, str(model_file), settings, mode)
+    return Lesson(model_file, old, model, plan, mode, new_head, free)
+
+
+def fine_tune(
+    lesson: Lesson, settings: Settings, splits: Splits, judged: Callable[[Path, dict], dict] | None = None
+) -> Outcome:
+    """Teaches a trained model what the plan's new sources show, exports it, measures both before and after.
+
+    Args:
+        lesson: of :func:`prepare`; its model is trained in place.
+        settings: those it was prepared with.
+        splits: as :func:`loader.load` made them with the plan's new sources.
+        judged: makes the "judgement" of the run's folder and results, before anybody can take it for finished.
+
+    Raises:
+        FineTuningError: there is nothing to learn from, or the weights are no numbers any more.
+        RunError: the run folder can't be made or written to.
+    """
+    started = time.monotonic()
+    model_file, old, model, plan, mode = lesson.file, lesson.old, lesson.model, lesson.plan, lesson.mode
+    augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
+    chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     _warn_of_learnt(model_file, plan, settings, splits)
     run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
     # A full disk's own error names no file.
     with runs.written(run_dir), runs.hold(run_dir):
         runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
         log.info("fine-tuning %s in %s", model_file, run_dir)
-        before = {} if new_head else scoring.sets_of(old, splits)
-        teacher = old if plan.new and not new_head else None
+        before = {} if lesson.new_head else scoring.sets_of(old, splits)
+        teacher = old if plan.new and not lesson.new_head else None
         seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
         model.trainable = True
         scale = temperature.fold(model, splits, settings)
         runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
         model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
-        fitted = {**dataclasses.asdict(plan), "trained_parameters": free, **fine_tuning.facts(chosen)}
+        fitted = {**dataclasses.asdict(plan), "trained_parameters": lesson.free, **fine_tuning.facts(chosen)}
         results = _results(model, splits, settings, mode, run_dir, fitted)
         results["temperature"] = scale
         results["before"] = {"file": str(model_file), "sets": before}
