@@ -42,8 +42,8 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     for entry in [sources.declare(folder, NEW_WEIGHT) for folder in arguments.data]:
         declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
         settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
-    console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("fine-tune.py")
+    console.import_tensorflow(settings.gpu_memory_growth)
     from utils import loader, session
 
     plan = Plan(

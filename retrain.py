@@ -35,8 +35,8 @@ def retrain(arguments: argparse.Namespace) -> int:
     chips.check(settings)
     targets.check(settings)
     runs.check_output(settings)
-    console.import_tensorflow(settings.gpu_memory_growth)
     devices.require_tensorflow("retrain.py")
+    console.import_tensorflow(settings.gpu_memory_growth)
     from utils import loader, retraining, session
 
     plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)

@@ -233,6 +233,18 @@ def test_settings_that_do_not_fit_the_model_are_refused_before_pictures_are_read
     assert text in done.stderr
 
 
+@pytest.mark.parametrize("door", ["fine-tune.py", "retrain.py"])
+def test_what_needs_tensorflow_advises_no_other_backend_where_it_is_missing(tmp_path, monkeypatch, door):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise ModuleNotFoundError(name='tensorflow')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    bad = ["--bad_images_dir", tmp_path] if door == "retrain.py" else []
+    done = call("--model_path", "exported_models/zoo/v6_tenths", *bad, door=door)
+    said = f"{door}: {door} needs TensorFlow, which is not installed: install it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 DIGITS_ON_THE_EDGE = ["exported_models/zoo/v6_digits", "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
 
 

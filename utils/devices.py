@@ -18,10 +18,16 @@ def require_tensorflow(what: str) -> None:
     """Refuses what only TensorFlow can do where Keras has another backend; imports Keras.
 
     Raises:
-        DeviceError: Keras runs on something else.
+        DeviceError: Keras runs on something else, or TensorFlow isn't installed.
     """
-    with console.quiet_native():
-        import keras
+    try:
+        with console.quiet_native():
+            import keras
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        # Said here, as the usual advice is to let Keras run on something else.
+        raise DeviceError(f"{what} needs TensorFlow, which is not installed: install it") from error
     backend = keras.backend.backend()
     if backend != "tensorflow":
         raise DeviceError(f"{what} needs TensorFlow and Keras runs on {backend}: install it and unset KERAS_BACKEND")
