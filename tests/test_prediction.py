@@ -34,19 +34,22 @@ def folder_of(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_a_folder_with_an_unreadable_picture(tmp_path):
-    files = prediction.find_pictures(folder_of(tmp_path))
+def test_a_folder_with_unreadable_pictures(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "photo.HEIC").write_bytes(b"....ftypheic")
+    files = prediction.find_pictures(folder)
     readings = prediction.read(MODEL, files)
     assert [str(one.file.relative_to(tmp_path / "in")) for one in readings] == [
-        *("a/dark.png", "b/dark.png", "bright.jpg", "broken.png"),
+        *("a/dark.png", "b/dark.png", "bright.jpg", "broken.png", "photo.HEIC"),
     ]
-    assert [one.reading for one in readings] == ["3", "3", "3", None]
+    assert [one.reading for one in readings] == ["3", "3", "3", None, None]
     assert readings[3].error.startswith(pictures.DAMAGED)
+    assert readings[4].error == "damaged picture: no JPEG, PNG, BMP or WebP picture"
     text = prediction.summary(readings, MODEL, 0.9).splitlines()
-    assert ["unsure" in line for line in text] == [True, True, False, False, True]
+    assert ["unsure" in line for line in text] == [True, True, False, False, False, True]
     assert text[2].startswith("   3   99.0%")
     assert text[-1] == (
-        "4 pictures, 2 of them unsure (confidence below 0.9), 1 unreadable; read with m.tflite"
+        "5 pictures, 2 of them unsure (confidence below 0.9), 2 unreadable; read with m.tflite"
     )  # fmt: skip
 
 

@@ -227,6 +227,17 @@ def test_kinds_of_problems_count_together(folder):
         read(folder)
 
 
+def test_pictures_of_formats_that_are_not_read_are_counted(folder, caplog):
+    put_many(folder, 299)
+    put(folder / "3.4_x.gif")
+    (folder / "3.4_x.HEIC").write_bytes(b"....ftypheic")
+    (folder / "notes.txt").write_text("no picture")
+    assert read(folder).skipped == {"damaged picture": 2}
+    assert "2 of 301 skipped, first: 3.4_x.HEIC: damaged picture: no JPEG, PNG, BMP or WebP picture" in caplog.text
+    read_lines(folder, "".join(f"3.4_{number}.png\t3.4\n" for number in range(299)))
+    assert "2 pictures are not listed in labels.txt and are left out, first: 3.4_x.HEIC" in caplog.text
+
+
 def test_missing_and_empty_sources(folder, tmp_path):
     with pytest.raises(
         SourceError, match=r"'kitchen': folder .*gone not found; mend its \"path\" in TEST_SOURCES in p"

@@ -23,6 +23,8 @@ from utils.console import progress
 log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Of formats that aren't read: pictures all the same, to be counted with those that are damaged, not passed over.
+NOT_READ = (".avif", ".gif", ".heic", ".heif", ".tif", ".tiff")
 MIN_SIDE, MAX_SIDE = 4, 4096  # pixels
 MAX_FILE_BYTES = 2**27
 CACHE_VERSION = 2
@@ -74,7 +76,7 @@ def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
         name = below + item.name
         if _is_folder(item):
             yield from _scan(root, f"{name}/", seen)
-        elif name.lower().endswith(EXTENSIONS) and (item.is_symlink() or item.is_file()):
+        elif name.lower().endswith((*EXTENSIONS, *NOT_READ)) and (item.is_symlink() or item.is_file()):
             try:
                 status = item.stat()
             except OSError:
