@@ -28,6 +28,26 @@ def test_file_names_labels_and_meters(folder):
     assert data.images.shape == (4, 32, 20, 3)
 
 
+@pytest.mark.parametrize(
+    ("names", "meters"),
+    [
+        (["20240131/09/3.4_a", "20240131/23/3.5_a", "20240201/3.6_a"], ["kitchen"]),
+        (["cellar/20240131/09/3.4_a", "cellar/20240201/10/3.5_a", "cellar/3.6_a"], ["cellar"]),
+        (["20240131/main/3.4_a", "20241301/3.5_a", "09/3.6_a"], ["09", "20240131/main", "20241301"]),
+    ],
+)
+def test_folders_that_say_when_are_no_meters(folder, names, meters):
+    for name in names:
+        put(folder / f"{name}.png")
+    assert list(read(folder).meters) == meters
+
+
+def test_hours_below_a_day_that_is_the_source_are_no_meters(tmp_path):
+    for hour in ("09", "13"):
+        put(tmp_path / "20240131" / hour / "3.4_a.png")
+    assert read(tmp_path / "20240131").meters == ("kitchen",)
+
+
 def test_linked_folders_are_read_once_and_loops_end(folder, tmp_path):
     put(tmp_path / "elsewhere/1.0_a.png")
     put(folder / "3.4_a.png")
@@ -43,6 +63,7 @@ def test_linked_folders_are_read_once_and_loops_end(folder, tmp_path):
         (["7", "11"], [11, 7], ["kitchen"]),
         (["7", "3.4", "0.0"], [0, 34, 70], ["kitchen"]),
         (["m1/3.4", "m2/3.4", "m2/x/7.0"], [34, 34, 70], ["m1", "m2", "m2/x"]),
+        (["m1/20240131/09/3.4", "m1/20240131/10/7.0"], [34, 70], ["m1"]),
         (["99", "N", "34"], [34, 99], ["kitchen"]),
     ],
 )

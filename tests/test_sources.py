@@ -112,6 +112,8 @@ def test_lists_of_sources():
         (["3.4/3.4_a.png", "9.9/9.9_b.png", "NaN/N_c.png"], "folder_structure"),
         (["meter/3/3_a.png", "meter/4/4_b.png"], "folder_structure"),
         (["3/3.0_a.png", "4/4.0_b.png"], "filename"),
+        (["20240131/09/a.png", "20240131/13/b.png"], "filename"),
+        (["kitchen/20240131/09/N.N_a.png", "kitchen/20240131/13/3.4_b.png"], "filename"),
     ],
 )
 def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Of formats that aren't read: pictures all the same, to be counted with those that are damaged, not passed over.
 NOT_READ = (".avif", ".gif", ".heic", ".heif", ".tif", ".tiff")
+# Folders that AI-on-the-edge sorts pictures into: 20240131/13.
+_TIME = re.compile(r"/20[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])(/[0-2][0-9])?$")
 MIN_SIDE, MAX_SIDE = 4, 4096  # pixels
 MAX_FILE_BYTES = 2**27
 CACHE_VERSION = 2
@@ -63,6 +66,14 @@ def walk(root: str) -> Iterator[File]:
         OSError: a folder can't be listed.
     """
     return _scan(root, "", set())
+
+
+def without_time(root: str, folder: str) -> str:
+    """A folder's posix path below ``root`` without a date and hour at its end: they are neither a meter nor a label.
+
+    They may begin above ``root``, an absolute path.
+    """
+    return _TIME.sub("", f"{root}/{folder}")[len(root) + 1 :]
 
 
 def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:

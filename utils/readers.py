@@ -170,21 +170,25 @@ def _labelled(file: File, meter: str, where: str, text: str, parse: Callable = l
         return Problem(where, BAD_LABEL, str(error), file.name)
 
 
+def _meter(source: DataSource, root: str, folder: str) -> str:
+    return pictures.without_time(root, folder) or source.name
+
+
 def _list_by_name(source: DataSource, root: str) -> _Found:
     for file in _walked(source, root):
-        folder, _, name = file.name.rpartition("/")
-        yield _labelled(file, folder or source.name, file.name, name, labels.parse_file_name)
+        folder, name = os.path.split(file.name)
+        yield _labelled(file, _meter(source, root, folder), file.name, name, labels.parse_file_name)
 
 
 def _list_by_folder(source: DataSource, root: str) -> _Found:
     files = _walked(source, root)
-    parents = [file.name.rpartition("/")[0].rpartition("/") for file in files]
+    parents = [pictures.without_time(root, os.path.dirname(file.name)).rpartition("/") for file in files]
     numbered = labels.are_class_numbers({folder for _, _, folder in parents})
     if numbered:
         log.info("data source '%s': folder names are class numbers of 100 (34/ is 3.4, 7/ is 0.7)", source.name)
     parse = functools.partial(labels.parse_folder_name, numbered=numbered)
     for file, (meter, _, folder) in zip(files, parents, strict=True):
-        yield _labelled(file, meter or source.name, file.name, folder, parse)
+        yield _labelled(file, _meter(source, root, meter), file.name, folder, parse)
 
 
 def _walked(source: DataSource, root: str) -> list[File]:
@@ -209,7 +213,7 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
             continue
         listed.add(file.name)
         folder = file.name.removeprefix("images/").rpartition("/")[0]
-        found = _labelled(file, folder or source.name, where, label)
+        found = _labelled(file, _meter(source, root, folder), where, label)
         if isinstance(found, Entry):
             tenths = found.label and found.label.tenths
             earlier, other, other_tenths = first.setdefault(file.name, (number, label, tenths))

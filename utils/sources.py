@@ -188,8 +188,9 @@ def with_source(
 
 
 def _kind_by_names(folder: Path) -> str:
-    files = [Path(file.name) for file in pictures.walk(str(folder))]
-    folders = [file.parent.name for file in files]
+    root = os.path.abspath(folder)
+    files = [Path(file.name) for file in pictures.walk(root)]
+    folders = [os.path.basename(pictures.without_time(root, os.path.dirname(file))) for file in files]
     numbered = labels.are_class_numbers(set(folders))
     by_folder, nameless_folders = _read_all(functools.partial(labels.parse_folder_name, numbered=numbered), folders)
     by_name, nameless = _read_all(labels.parse_file_name, [file.name for file in files])
