@@ -34,9 +34,13 @@ def test_file_names_labels_and_meters(folder):
         (["20240131/09/3.4_a", "20240131/23/3.5_a", "20240201/3.6_a"], ["kitchen"]),
         (["cellar/20240131/09/3.4_a", "cellar/20240201/10/3.5_a", "cellar/3.6_a"], ["cellar"]),
         (["20240131/main/3.4_a", "20241301/3.5_a", "09/3.6_a"], ["09", "20240131/main", "20241301"]),
+        (["3/3.4_a", "3/N_a", "4/3.6_a", "0/9.1_a", "0/0.9_a"], ["kitchen"]),
+        (["cellar/3/3.4_a", "cellar/4/4.4_a", "attic/3/3.9_a"], ["attic", "cellar"]),
+        (["3/3.4_a", "3/4.0_a", "4/4.4_a"], ["3", "4"]),
+        (["3/3.4_a", "3.4_a"], ["3", "kitchen"]),
     ],
 )
-def test_folders_that_say_when_are_no_meters(folder, names, meters):
+def test_folders_that_say_when_or_which_digit_are_no_meters(folder, names, meters):
     for name in names:
         put(folder / f"{name}.png")
     assert list(read(folder).meters) == meters

@@ -175,9 +175,26 @@ def _meter(source: DataSource, root: str, folder: str) -> str:
 
 
 def _list_by_name(source: DataSource, root: str) -> _Found:
-    for file in _walked(source, root):
-        folder, name = os.path.split(file.name)
-        yield _labelled(file, _meter(source, root, folder), file.name, name, labels.parse_file_name)
+    files = [(file, *os.path.split(file.name)) for file in _walked(source, root)]
+    found = [_labelled(file, folder, file.name, name, labels.parse_file_name) for file, folder, name in files]
+    # Of pictures sorted by digit each folder would be a meter that shows nothing else.
+    by_digit = all(map(_lies_by_its_digit, found))
+    for one in found:
+        if isinstance(one, Problem):
+            yield one
+        else:
+            folder = os.path.dirname(one.meter) if by_digit else one.meter
+            yield one._replace(meter=_meter(source, root, folder))
+
+
+def _lies_by_its_digit(one: Entry | Problem) -> bool:
+    if isinstance(one, Problem) or one.label is None:
+        return True
+    try:
+        folder = labels.parse(os.path.basename(one.meter))
+    except LabelError:
+        return False
+    return folder is not None and labels.ring_distance(folder.tenths, one.label.tenths, labels.NB_TENTHS) < 10
 
 
 def _list_by_folder(source: DataSource, root: str) -> _Found:
