@@ -39,8 +39,8 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     targets.check(settings)
     runs.check_output(settings)
     new = []
-    for entry in [sources.declare(folder, NEW_WEIGHT) for folder in arguments.data]:
-        declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
+    for folder in arguments.data:
+        declared, name = sources.with_source(settings.data_sources, folder, NEW_WEIGHT, settings.test_sources)
         settings, new = dataclasses.replace(settings, data_sources=declared), [*new, name]
     devices.require_tensorflow("fine-tune.py")
     console.import_tensorflow(settings.gpu_memory_growth)

@@ -27,9 +27,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def retrain(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
-    entry = sources.declare(arguments.bad_images_dir, arguments.weight)
     model_file, settings = model_choice.to_go_on(arguments.model_path, parse_assignments(arguments.set))
-    declared, name = sources.with_source(settings.data_sources, entry, settings.test_sources)
+    folder, weight = arguments.bad_images_dir, arguments.weight
+    declared, name = sources.with_source(settings.data_sources, folder, weight, settings.test_sources)
     # For the device the plain quantised file is what replaces the old one.
     settings = dataclasses.replace(settings, data_sources=declared, quantize_model=True, use_qat=False)
     chips.check(settings)
@@ -39,7 +39,7 @@ def retrain(arguments: argparse.Namespace) -> int:
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import loader, retraining, session
 
-    plan = Plan(new=(name,), weight=arguments.weight, learning_rate=arguments.lr, epochs=arguments.epochs)
+    plan = Plan(new=(name,), weight=weight, learning_rate=arguments.lr, epochs=arguments.epochs)
     # What can't be taught is refused before the pictures are read.
     lesson = session.prepare(model_file, plan, settings)
     splits = loader.load(settings, [name], aside_from=20)

@@ -245,7 +245,8 @@ def test_what_needs_tensorflow_advises_no_other_backend_where_it_is_missing(tmp_
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
-DIGITS_ON_THE_EDGE = ["exported_models/zoo/v6_digits", "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
+ZOO_DIGITS = "exported_models/zoo/v6_digits"
+DIGITS_ON_THE_EDGE = [ZOO_DIGITS, "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ DIGITS_ON_THE_EDGE = ["exported_models/zoo/v6_digits", "--set", "DEPLOY_TARGETS=
             "folder no not found",
         ),
         ("retrain.py", ["--model_path", "x"], "--bad_images_dir"),
-        ("retrain.py", ["--bad_images_dir", "nowhere"], "folder nowhere not found"),
+        ("retrain.py", ["--bad_images_dir", "nowhere", "--model_path", ZOO_DIGITS], "folder nowhere not found"),
         ("retrain.py", ["--bad_images_dir", "tests", "--model_path", *DIGITS_ON_THE_EDGE], "NB_CLASSES = 10: ai_on_"),
         ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
         ("retrain.py", ["--bad_images_dir", "tests", "--set", "RETRAIN_MAX_DROP=-1"], "accepted are 0..100"),

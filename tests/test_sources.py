@@ -58,7 +58,7 @@ def test_a_tilde_is_the_home_folder_where_there_is_such_a_user(monkeypatch):
 
 def test_a_wrong_declaration_is_named_before_a_folder_is_added(tmp_path):
     with pytest.raises(SourceError, match='"path" is None'):
-        sources.with_source([{"name": "x", "type": "filename", "path": None}], sources.declare(tmp_path, 1.0))
+        sources.with_source([{"name": "x", "type": "filename", "path": None}], tmp_path, 1.0)
 
 
 @pytest.mark.parametrize("count", [0, -1, 10_000_001, 1.0, True, "5", None])
@@ -131,8 +131,13 @@ def test_labels_of_folders_and_of_names_that_contradict_are_refused(tmp_path, fi
     for name in files:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    with pytest.raises(SourceError, match=r"the label of 2/7.1_b.png may be 2 or what its name begins with.*type"):
-        sources.declare(tmp_path, 1.0)
+    match = r"the label of 2/7.1_b.png may be 2 or what its name begins with; list .* in DATA_SOURCES .*type"
+    with pytest.raises(SourceError, match=match):
+        sources.with_source([], tmp_path, 1.0)
+    assert sources.declare(tmp_path / "2", 1.0)["type"] == "filename"
+    for kind in ("filename", "folder_structure"):
+        listed = {"name": "mine", "type": kind, "path": str(tmp_path)}
+        assert sources.with_source([listed], tmp_path, 300.0) == ([{**listed, "weight": 300.0}], "mine")
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -148,7 +153,7 @@ def test_a_listed_folder_only_gets_the_weight(tmp_path, monkeypatch):
     (tmp_path / "kitchen").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "kitchen")
     listed = [{"name": "mine", "type": "label_file", "path": "kitchen", "labels": "x.txt", "weight": 0.5}]
-    declared, name = sources.with_source(listed, sources.declare(tmp_path / "link", 300.0))
+    declared, name = sources.with_source(listed, tmp_path / "link", 300.0)
     assert name == "mine"
     assert declared == [{**listed[0], "weight": 300.0}]
     assert listed[0]["weight"] == 0.5
@@ -159,18 +164,18 @@ def test_a_listed_folder_whose_label_file_is_not_listed_is_refused(tmp_path):
     listed = [{"name": "failed", "type": "filename", "path": str(tmp_path)}]
     for known in (listed[0], {**listed[0], "type": "label_file", "labels": "first.txt"}):
         with pytest.raises(SourceError, match=r"'failed' .* does not go by the labels.txt in its folder: set its"):
-            sources.with_source([known], sources.declare(tmp_path, 300.0))
+            sources.with_source([known], tmp_path, 300.0)
     listed[0]["type"] = "label_file"
-    assert sources.with_source(listed, sources.declare(tmp_path, 300.0)) == ([{**listed[0], "weight": 300.0}], "failed")
+    assert sources.with_source(listed, tmp_path, 300.0) == ([{**listed[0], "weight": 300.0}], "failed")
 
 
 def test_a_new_folder_is_appended_under_a_free_name(tmp_path):
     (tmp_path / "kitchen").mkdir()
     listed = [{"name": name, "type": "synthetic", "count": 9} for name in ("kitchen", "kitchen-2")]
-    declared, name = sources.with_source(listed, sources.declare(tmp_path / "kitchen", 300.0))
+    declared, name = sources.with_source(listed, tmp_path / "kitchen", 300.0)
     assert name == "kitchen-3"
     tested = [{"name": "kitchen-3", "type": "synthetic", "count": 9}]
-    assert sources.with_source(listed, sources.declare(tmp_path / "kitchen", 300.0), tested)[1] == "kitchen-4"
+    assert sources.with_source(listed, tmp_path / "kitchen", 300.0, tested)[1] == "kitchen-4"
     assert declared[:2] == listed
     assert declared[2]["name"] == "kitchen-3"
 

@@ -63,7 +63,7 @@ def load(declared: Sequence[str]) -> Pictures:
     entries: list[dict[str, Any]] = []
     for text in declared:
         if text != SYNTHETIC:
-            entries, _ = sources.with_source(entries, sources.declare(Path(text), 1.0))
+            entries, _ = sources.with_source(entries, Path(text), 1.0)
         elif not any(entry["type"] == SYNTHETIC for entry in entries):
             entries.append({"name": SYNTHETIC, "type": SYNTHETIC, "count": SYNTHETIC_COUNT})
     parsed = tuple(DataSource.from_dict(entry, "--data") for entry in entries)

@@ -75,7 +75,7 @@ def inspect(folders: Sequence[Path], model: Recognizer | None = None) -> Inspect
     """
     declared: list[dict] = []
     for folder in folders:
-        declared, _ = sources.with_source(declared, sources.declare(folder, 1.0))
+        declared, _ = sources.with_source(declared, folder, 1.0)
     found = [one for entry in declared for one in _read(DataSource.from_dict(entry, "DATA_SOURCES"), model)]
     good = [one for one in found if one.image is not None]
     if good:

@@ -159,28 +159,29 @@ def weight(text: str) -> float:
 
 
 def with_source(
-    declared: list[dict[str, Any]], entry: dict[str, Any], tested: Sequence[dict[str, Any]] = ()
+    declared: list[dict[str, Any]], folder: Path, weight: float, tested: Sequence[dict[str, Any]] = ()
 ) -> tuple[list[dict[str, Any]], str]:
-    """A new list with ``entry``, and the source's name in it: a folder that is listed already only gets the weight.
+    """A new list with the folder, and the source's name in it: one that is listed already only gets the weight.
 
-    The name is none of ``tested``, the ``TEST_SOURCES``.
+    Any other is declared by :func:`declare`; the name is none of ``tested``, the ``TEST_SOURCES``.
 
     Raises:
-        SourceError: one of the declared sources is not accepted, or the folder is listed without its ``labels.txt``.
+        SourceError: one of the declared sources is not accepted, the folder is listed without its ``labels.txt``, or
+            what :func:`declare` says.
     """
-    folder = Path(entry["path"]).resolve()
     listed = parse_sources(declared, "DATA_SOURCES")
     for number, known in enumerate(listed):
-        if known.path and known.path.resolve() == folder:
+        if known.path and known.path.resolve() == folder.resolve():
             goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == LABEL_FILE
-            if entry["type"] == "label_file" and not goes_by_it:
+            if (folder / LABEL_FILE).is_file() and not goes_by_it:
                 raise SourceError(
                     f"data source {known.name!r} in DATA_SOURCES in parameters.py does not go by the"
                     f' {LABEL_FILE} in its folder: set its "type" to "label_file" and its "labels" to'
                     f' "{LABEL_FILE}", or take the file away'
                 )
-            changed = {**declared[number], "weight": entry["weight"]}
+            changed = {**declared[number], "weight": weight}
             return [*declared[:number], changed, *declared[number + 1 :]], known.name
+    entry = declare(folder, weight)
     taken = {known.name for known in (*listed, *parse_sources(tested, "TEST_SOURCES"))}
     names = (entry["name"] if number == 1 else f"{entry['name']}-{number}" for number in itertools.count(1))
     name = next(name for name in names if name not in taken)
@@ -207,7 +208,8 @@ def _kind_by_names(folder: Path) -> str:
         if one and other and labels.ring_distance(one.tenths, other.tenths, labels.NB_TENTHS) >= 10:
             raise SourceError(
                 f"folder {folder}: the label of {file} may be {file.parent.name} or what its name begins with; list the"
-                ' folder in DATA_SOURCES in parameters.py, "type" being "folder_structure" or "filename"'
+                ' folder in DATA_SOURCES in parameters.py, "type" being "folder_structure" or "filename"; inspect.py'
+                " and benchmark.py don't look there: give them the folders in it one by one if the names are right"
             )
     return "folder_structure" if nameless else "filename"
 
