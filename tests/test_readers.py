@@ -236,7 +236,8 @@ def test_many_problems_show_the_first_three_and_what_to_do(folder):
         read(folder)
     assert "5 of 5 entries" in str(error.value)
     assert str(error.value).count("bad label") == 3
-    assert "The label stands in front of a picture's name (3.4_a.jpg); predict.py with" in str(error.value)
+    assert "The label stands in front of a picture's name (3.4_a.jpg), where predict.py with" in str(error.value)
+    assert "or is its folder's name (3.4/a.jpg) if no picture lies elsewhere" in str(error.value)
     assert 'Correct or remove them, or mend its "path" in DATA_SOURCES in parameters.py' in str(error.value)
 
 

@@ -147,8 +147,8 @@ def _judge(source: DataSource, problems: list[Problem], total: int) -> None:
         hint = ""
         if source.type == "filename" and all(problem.reason == BAD_LABEL for problem in problems):
             hint = (
-                "The label stands in front of a picture's name (3.4_a.jpg); predict.py with --threshold 1 --save "
-                "FOLDER puts what a model reads there. "
+                "The label stands in front of a picture's name (3.4_a.jpg), where predict.py with --threshold 1 --save "
+                "FOLDER puts what a model reads, or is its folder's name (3.4/a.jpg) if no picture lies elsewhere. "
             )
         raise _error(source, f"{share}: {examples}. {hint}Correct or remove them, or {_mend(source)}")
 
