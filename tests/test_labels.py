@@ -94,6 +94,13 @@ def test_ring_distance() -> None:
     assert labels.ring_distance(np.uint8(3), np.uint8(250), 100) == 47
 
 
+def test_what_counts_as_the_same_reading() -> None:
+    a, b = np.array([0, 99, 3, 3, 3]), np.array([0, 0, 4, 5, 1])
+    assert labels.alike(a, b, 100).tolist() == [True, True, True, False, False]
+    assert labels.alike(np.array([3, 3, 9]), np.array([3, 4, 0]), 10).tolist() == [True, False, False]
+    assert (labels.main_metric(100), labels.main_metric(10)) == ("within_0.1", "accuracy")
+
+
 def test_every_class_name_reads_back() -> None:
     assert [labels.parse(name).tenths for name in labels.class_names(100)] == list(range(100))
 
@@ -107,7 +114,15 @@ def test_labels_as_text_read_back() -> None:
 def test_ten_alone_does_not_number_folders() -> None:
     assert not labels.are_class_numbers([str(digit) for digit in range(11)])
     assert labels.are_class_numbers(["7", "10", "11"]) and labels.are_class_numbers(["90"])
+    assert not labels.are_class_numbers(["7", "34", "3.4"])
     assert labels.parse_folder_name("10", numbered=False) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "numbered", "tenths"), [("7", True, 7), ("34", True, 34), ("00", True, 0), ("7", False, 70)]
+)
+def test_class_numbers_are_tenths(name: str, numbered: bool, tenths: int) -> None:
+    assert labels.parse_folder_name(name, numbered).tenths == tenths
 
 
 def test_targets_without_spread_are_one_hot() -> None:
