@@ -66,6 +66,30 @@ def test_when_nothing_fits_the_smallest_group_is_taken(rng):
     assert set(groups[parts["test"]]) == {3}
     assert set(groups[parts["validation"]]) == {2}
 
+    # Of two as well; and where something fits, nothing more is taken for the smallest's sake.
+    two = assign(np.repeat([0, 1], [60, 40]), rng, shares={"test": 0.1})
+    assert [len(part) for part in two.values()] == [60, 40]
+    for _ in range(20):
+        fits = assign(np.repeat([0, 1, 2, 3], [700, 200, 60, 40]), rng, shares={"test": 0.1})
+        assert len(fits["test"]) in (40, 60)
+
+
+def test_a_group_goes_by_its_lowest_lot_whatever_comes_beside_it(rng):
+    groups, drawn = np.repeat(np.arange(500), 2), lots(rng, 1000)
+    zeros = np.zeros(1000, int)
+
+    def test_groups(drawn, kept=slice(None)):
+        part = splitting.assign(groups[kept], zeros[kept], zeros[kept], SHARES, drawn[kept])["test"]
+        return set(groups[kept][part])
+
+    whole = test_groups(drawn)
+    assert len(whole) == 50
+    assert len(whole & test_groups(lots(rng, 1000))) < 20
+    # A picture's own lot matters only if it is its group's lowest.
+    assert test_groups(drawn.reshape(-1, 2).min(axis=1).repeat(2)) == whole
+    fewer = np.flatnonzero(groups >= 50)
+    assert len({group for group in whole if group >= 50} ^ test_groups(drawn, fewer)) < 15
+
 
 def test_a_share_of_zero_takes_nothing(rng):
     assert len(assign(np.arange(50), rng, shares={"test": 0.0, "validation": 0.1})["test"]) == 0
@@ -89,3 +113,8 @@ def test_twins_of_measured_pictures_go(careless, train, left_out):
 
 def test_rank_within():
     assert splitting.rank_within(np.array([5, 3, 5, 5]), np.array([0.3, 0.1, 0.1, 0.2])).tolist() == [2, 0, 0, 1]
+
+
+def test_some_of_many_lie_evenly_with_both_ends():
+    assert splitting.evenly(9, 3).tolist() == [0, 4, 8]
+    assert splitting.evenly(3, 9).tolist() == [0, 1, 2]
