@@ -40,3 +40,21 @@ def test_what_a_device_would_refuse_is_refused_before_training(tiny, overrides, 
     with pytest.raises((SettingsError, targets.TargetError), match=message):
         targets.check(tiny(**overrides))
     targets.check(tiny(**overrides, quantize_model=False))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"input_height": 40, "input_width": 24},
+        {"deploy_targets": ["ai_on_the_edge"], "nb_classes": 100, "quantized_io_type": "float32"},
+        # Shared targets say what the ten outputs are read as.
+        {"deploy_targets": ["ai_on_the_edge", "esphome"], "label_spread": 5.0},
+    ],
+)
+def test_what_a_device_takes_is_trained(tiny, overrides):
+    targets.check(tiny(**overrides))
+
+
+def test_memory_that_devices_have():
+    memory = {name: target.max_arena_bytes for name, target in targets.TARGETS.items()}
+    assert memory == {"tflite_micro": None, "ai_on_the_edge": 819_200, "esphome": 1_024_000}
