@@ -59,6 +59,12 @@ def test_noise_and_brightness_make_twins_and_another_position_does_not(strip: np
     assert len(set(clusters.tolist())) == 3
 
 
+def test_light_from_another_side_makes_twins(strip: np.ndarray) -> None:
+    side = np.linspace(-10, 10, WIDTH)[None, :, None]
+    lit = [np.clip(shot(strip, 52, seed) + light, 0, 255).astype(np.uint8) for seed, light in ((1, side), (2, -side))]
+    assert cluster_count(lit) == 1
+
+
 def test_jpeg_makes_twins(strip: np.ndarray) -> None:
     picture = shot(strip, 52, 1)
     packed = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
