@@ -25,8 +25,12 @@ def test_confidence_does_not_overflow():
 
 
 def test_bins_hold_what_was_claimed_and_what_came_true():
-    confidences, right = of([(0.5, True), (0.52, False), (1.0, True), (1.0, True), (0.01, False)])
-    np.testing.assert_allclose(confidence.bins(confidences, right), [[0.01, 0, 1], [0.51, 0.5, 2], [1, 1, 2]])
+    confidences, right = of([(0.5, True), (0.52, False), (1.0, True), (0.98, True), (0.01, False)])
+    np.testing.assert_allclose(confidence.bins(confidences, right), [[0.01, 0, 1], [0.51, 0.5, 2], [0.99, 1, 2]])
+
+
+def test_the_lead_is_over_the_next_largest():
+    assert confidence.lead(np.array([[1, 9, 4], [7, 2, 7], [3, 2, 0]])).tolist() == [5, 0, 1]
 
 
 def test_calibration_error_is_the_mean_gap():
