@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from utils import evaluation, export, micro
+from tests import device_files
+from utils import confidence, evaluation, export, fake_quant, micro
 
 
 def test_metrics_count_on_the_ring():
@@ -41,6 +42,10 @@ def test_groups_are_measured_apart_and_absent_ones_left_out():
     }
     # Of the pictures two thirds are right, but a meter counts as a meter.
     assert evaluation.mean_over(scores) == {"n": 2, "accuracy": 0.5, "whole_digit_errors": 0.5}
+
+
+def test_ties_are_counted():
+    assert evaluation.tie_share(np.array([[3, 1, 3], [2, 1, 0], [0, 0, 1], [9, 8, 7]])) == 0.25
 
 
 def test_the_interval_is_as_wide_as_meters_differ(rng):
@@ -85,6 +90,21 @@ def test_every_io_type_reads_as_int8_does(trained_run, io_type):
     expected = evaluation.tflite_logits(export.quantized_tflite(model, calibration, "int8"), images)
     logits = evaluation.tflite_logits(export.quantized_tflite(model, calibration, io_type), images)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_a_file_that_ends_in_a_softmax_gives_logarithms():
+    images = device_files.pictures(20)
+    model = keras.models.clone_model(device_files.model())
+    model.set_weights([8 * weight for weight in device_files.model().get_weights()])
+    shares = confidence.softmax(evaluation.keras_logits(model, images))
+    ending = keras.Model(model.input, keras.layers.Softmax()(model.output))
+    logits = evaluation.tflite_logits(export.float_tflite(ending), images)
+    np.testing.assert_allclose(logits, np.log(np.maximum(shares, 5e-7)), atol=1e-2)
+    assert shares.min() < 1e-7
+    quantized = fake_quant.quantize(model, images)
+    logits = evaluation.tflite_logits(export.integer_tflite(quantized, "int8", probabilities=True), images)
+    # 256 steps from 0 to 1; what is 0 lies below half of one.
+    assert logits.min() == pytest.approx(np.log(1 / 512))
 
 
 def test_an_empty_set_of_pictures_gives_no_logits(trained_run):
