@@ -43,6 +43,7 @@ def test_each_meter_counts_the_same(tiny, picture_folder):
     scores = scoring.sets(splits, logits, classes, None)["test"]
     expected = np.mean([right[meters == meter].mean() for meter in np.unique(meters)])
     assert scores["mean_over_meters"]["accuracy"] == pytest.approx(expected, abs=1e-5)
+    assert (scores["agreement"], scores["ties"]) == (pytest.approx(right.mean(), abs=1e-5), 0)
     assert scores["interval_95"] == {"accuracy": evaluation.interval(right, meters)} != {"accuracy": None}
 
 
@@ -63,12 +64,17 @@ def test_typefaces_of_drawn_digits_are_no_meters(tiny, picture_folder):
 
 
 def test_hundred_classes_count_a_tenth_as_right(tiny):
-    splits = loader.load(tiny(nb_classes=100, data_sources=[{"name": "s", "type": "synthetic", "count": 300}]))
-    tenths = splits.pool.tenths[splits.measured["test"]].astype(int)
-    logits = 9 * np.eye(100, dtype=np.float32)[(tenths + 1) % 100]
-    (read,) = scoring.readings(splits, logits).values()
-    assert read.right.all()
-    scores = scoring.sets(splits, logits, logits.argmax(axis=1), 0.5)["test"]
+    own, held = ({"name": name, "type": "synthetic", "count": count} for name, count in (("s", 300), ("held", 20)))
+    splits = loader.load(tiny(nb_classes=100, data_sources=[own], test_sources=[held]))
+    measured = splits.measured["test"], splits.measured["held"]
+    # The test set is read a tenth too high, the other one five digits.
+    wrong = [(splits.pool.tenths[part] + off) % 100 for part, off in zip(measured, (1, 50), strict=True)]
+    logits = 9 * np.eye(100, dtype=np.float32)[np.concatenate(wrong)]
+    read = scoring.readings(splits, logits)
+    assert read["test"].right.all() and not read["held"].right.any()
+    sets = scoring.sets(splits, logits, logits.argmax(axis=1), 0.5)
+    assert (sets["held"]["n"], sets["held"]["within_0.1"], sets["held"]["whole_digit_errors"]) == (20, 0, 1)
+    scores = sets["test"]
     assert scores["at_recommended_confidence"] == {"coverage": 1.0, "within_0.1": 1.0}
     # Always right, and as sure as the tenth that is read and its two neighbours make it.
     powers = np.exp([9, 0])
@@ -83,5 +89,6 @@ def test_a_set_is_told_from_another_of_as_many_pictures(tiny, picture_folder):
         splits = loader.load(tiny(data_sources=[own], seed=seed))
         count = len(splits.measured["test"])
         found.append(scoring.sets(splits, np.zeros((count, 10)), np.zeros(count), None)["test"])
-    assert found[0]["n"] == found[1]["n"]
+    assert found[0]["n"] == found[1]["n"] == count
+    assert (found[0]["ties"], found[0]["agreement"]) == (1, 1)
     assert found[0]["pictures"] != found[1]["pictures"]
