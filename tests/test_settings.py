@@ -43,7 +43,8 @@ def test_defaults_are_valid_and_as_documented():
 
 
 def test_settings_survive_json():
-    settings = load(epochs=3, data_sources=[{"name": "a", "type": "filename", "path": "x"}])
+    settings = load(epochs=3, deploy_targets=("esphome",), data_sources=[{"name": "a", "path": Path("x")}])
+    assert (settings.deploy_targets, settings.data_sources) == (["esphome"], [{"name": "a", "path": "x"}])
     assert from_dict(settings_module.json.loads(settings_module.to_json(settings))) == settings
 
 
@@ -117,6 +118,8 @@ def test_parameters_that_contradict_each_other_are_refused():
         load(test_share=0.5, validation_share=0.5)
     with pytest.raises(SettingsError, match="BATCH_SIZE = 3: needs at least 4 with GPUS = 2"):
         load(batch_size=3, gpus=2)
+    with pytest.raises(SettingsError, match=r"TEACHERS\[1\] = '': needs the path"):
+        load(teachers=["a.keras", ""])
     with pytest.raises(SettingsError, match="DATA_SOURCES is empty"):
         load(data_sources=[])
 
