@@ -59,12 +59,12 @@ def test_one_of_near_twins_is_shown_but_all_count():
 def test_worst_meters_first_those_of_few_pictures_last_and_not_too_many(monkeypatch):
     monkeypatch.setattr(worst_readings, "MOST_METERS", 3)
     monkeypatch.setattr(worst_readings, "MOST_PICTURES", 2)
-    # Meters 0 and 1 have ten pictures, 2 has one that is wrong, 3 one that is right, 4 ten that are right.
-    meters = [0] * 10 + [1] * 10 + [2, 3] + [4] * 10
-    wrong = [0] * 7 + [1] * 3 + [1] * 5 + [0] * 5 + [1, 0] + [0] * 10
+    # Of meter 0 six of 30 are wrong, of 1 five of ten; 2 has one that is wrong, 3 one that is right, 4 ten of those.
+    meters = [0] * 30 + [1] * 10 + [2, 3] + [4] * 10
+    wrong = [0] * 24 + [1] * 6 + [1] * 5 + [0] * 5 + [1, 0] + [0] * 10
     read = [50 if one else 10 for one in wrong]
-    found = worst_readings.find(make([10] * 32, meters), np.arange(32), logits(read, [5] * 32))
-    assert [(one["meter"], one["wrong"]) for one in found] == [("kitchen/1", 5), ("kitchen/0", 3), ("kitchen/2", 1)]
+    found = worst_readings.find(make([10] * 52, meters), np.arange(52), logits(read, [5] * 52))
+    assert [(one["meter"], one["wrong"]) for one in found] == [("kitchen/1", 5), ("kitchen/0", 6), ("kitchen/2", 1)]
     assert [len(one["pictures"]) for one in found] == [2, 2, 1]
 
 
