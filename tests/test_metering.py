@@ -78,6 +78,12 @@ def test_the_counter_runs_on_and_meets_every_digit_of_every_wheel():
     assert 36 < steps.mean() < 38.5
 
 
+def test_wheels_but_the_lowest_stand_up_to_a_tenth_beside_their_place():
+    plan = simulated()
+    beside = (ALL[plan.pictures] - metering.wheels(plan.truth, 4) + 50) % 100 - 50
+    assert [set(column) for column in beside.T.tolist()] == [{-1, 0, 1}] * 3 + [{0}]
+
+
 def test_errors_and_doubts_are_counted():
     plan = simulated()
     read, sure = np.concatenate([ALL, np.arange(100)]), np.ones(len(ALL) + 100)
