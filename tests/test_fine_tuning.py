@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import types
 
 import keras
@@ -196,6 +197,24 @@ def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypat
     settings = dataclasses.replace(settings, output_dir=str(tmp_path))
     outcome = session.fine_tune(session.prepare(path, Plan(new=("meter",)), settings), settings, splits, judged)
     assert json.loads((outcome.run_dir / runs.RESULTS_FILE).read_text())["judgement"] == judgement
+
+
+@pytest.mark.slow
+def test_drawn_digits_settle_no_other_confidence(known, tmp_path, monkeypatch):
+    path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "fit", lambda *_: 0.0)
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "runs"))
+    old = tmp_path / "best_model.keras"
+    shutil.copy(path, old)
+    (tmp_path / "results.json").write_text(json.dumps({"recommended_confidence": 0.4321}))
+    lesson = session.prepare(old, Plan(new=("meter",)), settings)
+    results = session.fine_tune(lesson, settings, splits).results
+    assert (results["recommended_confidence"], results["temperature"]) == (0.4321, None)
+    # With a photograph among the validation pictures they are asked.
+    photograph = np.flatnonzero(~np.isin(splits.pool.source_ids, splits.drawn))[:1]
+    mixed = dataclasses.replace(splits, validation=np.append(splits.validation, photograph))
+    results = session.fine_tune(lesson, settings, mixed).results
+    assert results["recommended_confidence"] != 0.4321 and results["temperature"] is not None
 
 
 def test_a_full_disk_is_told_with_the_run_folder(known, tmp_path, monkeypatch):

@@ -125,7 +125,8 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _recommended_confidence(file: Path) -> float | None:
+def recommended_confidence(file: Path) -> float | None:
+    """What the papers beside a model's file say, 0..1; None without any."""
     entries = _json(file.with_name(runs.MANIFEST_FILE)).get("files")
     papers = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     own = [entry for entry in papers if entry.get("name") == file.name]
@@ -191,7 +192,7 @@ def _keras(file: Path, assumed: PixelRange | None) -> Recognizer:
     macs = complexity.multiply_accumulates(model)
     facts = Facts(_outputs(identity.nb_classes, last), "float32", pixels, known, int(model.count_params()), macs)
     names = encodings.names(identity.nb_classes)
-    return Recognizer(file, identity.input_shape, names, probabilities, _recommended_confidence(file), facts)
+    return Recognizer(file, identity.input_shape, names, probabilities, recommended_confidence(file), facts)
 
 
 def _tflite(file: Path, assumed: PixelRange | None) -> Recognizer:
@@ -221,7 +222,7 @@ def _tflite(file: Path, assumed: PixelRange | None) -> Recognizer:
         _outputs(nb_outputs, last), facts.input.dtype, pixels, known is not None, facts.parameters, facts.macs
     )
     names = encodings.names(nb_outputs)
-    return Recognizer(file, shape, names, probabilities, _recommended_confidence(file), about, prepare)
+    return Recognizer(file, shape, names, probabilities, recommended_confidence(file), about, prepare)
 
 
 def _espdl(file: Path, assumed: PixelRange | None) -> Recognizer:
@@ -248,7 +249,7 @@ def _espdl(file: Path, assumed: PixelRange | None) -> Recognizer:
     sizes = espdl_file.parameters(model), espdl_file.multiply_accumulates(model)
     facts = Facts(_outputs(nb_outputs, last), dtype, pixels, known is not None, *sizes)
     names = encodings.names(nb_outputs)
-    return Recognizer(file, _picture_shape(shape), names, probabilities, _recommended_confidence(file), facts)
+    return Recognizer(file, _picture_shape(shape), names, probabilities, recommended_confidence(file), facts)
 
 
 def _outputs(nb_outputs: int, last: str) -> str:

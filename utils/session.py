@@ -27,6 +27,7 @@ from utils import (
     model_files,
     processes,
     quantization,
+    recognizers,
     report,
     report_page,
     runs,
@@ -195,11 +196,12 @@ def fine_tune(
         teacher = old if plan.new and not lesson.new_head else None
         seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
         model.trainable = True
-        scale = temperature.fold(model, splits, settings)
+        settled = _settled_confidence(lesson, splits)
+        scale = temperature.fold(model, splits, settings) if settled is None else None
         runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
         model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
         fitted = {**dataclasses.asdict(plan), "trained_parameters": lesson.free, **fine_tuning.facts(chosen)}
-        results = _results(model, splits, settings, mode, run_dir, fitted)
+        results = _results(model, splits, settings, mode, run_dir, fitted, settled)
         results["temperature"] = scale
         results["before"] = {"file": str(model_file), "sets": before}
         results["timing"] = _timing(seconds, started)
@@ -208,6 +210,18 @@ def fine_tune(
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         report_page.write(run_dir)
     return Outcome(model.name, run_dir, results)
+
+
+def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
+    """The confidence recommended for the old model, where only drawn digits could say another.
+
+    Those are harder than photographs: theirs refused half of the right readings of a meter that had just been learnt.
+    """
+    drawn = np.isin(splits.pool.source_ids[splits.validation], splits.drawn).all()
+    settled = recognizers.recommended_confidence(lesson.file) if drawn and not lesson.new_head else None
+    if settled is not None:
+        log.info("all validation pictures are drawn: the recommended confidence stays %.4f", settled)
+    return settled
 
 
 def _warn_of_learnt(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> None:
@@ -355,9 +369,18 @@ def _fit(model: keras.Model, splits: Splits, settings: Settings, options: Option
 
 
 def _results(
-    model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode, run_dir: Path, fitted: dict
+    model: keras.Model,
+    splits: Splits,
+    settings: Settings,
+    mode: QuantizationMode,
+    run_dir: Path,
+    fitted: dict,
+    settled: float | None = None,
 ) -> dict:
-    """Exports and measures a trained model; returns what ``results.json`` is to hold of it."""
+    """Exports and measures a trained model; returns what ``results.json`` is to hold of it.
+
+    ``settled`` is the recommended confidence where it need not be found.
+    """
     return {
         "architecture": model.name,
         "nb_classes": settings.nb_classes,
@@ -368,7 +391,7 @@ def _results(
         "multiply_accumulates": complexity.multiply_accumulates(model),
         "training": fitted,
         "data": splits.facts,
-        **_deliver(model, splits, settings, mode, run_dir),
+        **_deliver(model, splits, settings, mode, run_dir, settled),
     }
 
 
@@ -376,7 +399,14 @@ def _timing(training_seconds: float, started: float) -> dict[str, float]:
     return {"training_s": round(training_seconds, 1), "run_s": round(time.monotonic() - started, 1)}
 
 
-def _deliver(model: keras.Model, splits: Splits, settings: Settings, mode: QuantizationMode, run_dir: Path) -> dict:
+def _deliver(
+    model: keras.Model,
+    splits: Splits,
+    settings: Settings,
+    mode: QuantizationMode,
+    run_dir: Path,
+    settled: float | None,
+) -> dict:
     """Converts, gates, writes and measures the files; returns their part of the results."""
     backend = keras.backend.backend()
     if backend != "tensorflow":
@@ -390,7 +420,7 @@ def _deliver(model: keras.Model, splits: Splits, settings: Settings, mode: Quant
     files = deployment.accepted(made)
     for file in files:
         runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
-    recommended, threshold = _recommend(model, files, splits)
+    recommended, threshold = _recommend(model, files, splits, settled)
     scores = _score(model, files, splits, run_dir, recommended, threshold)
     if files:
         deployment.write_papers(run_dir, files, splits, settings, mode.label, scores, threshold)
@@ -447,7 +477,9 @@ def _quantizable(name: str) -> bool:
     return models.get(name).quantizable if name in models.available() else True
 
 
-def _recommend(model: keras.Model, files: list[deployment.DeviceFile], splits: Splits) -> tuple[str, float | None]:
+def _recommend(
+    model: keras.Model, files: list[deployment.DeviceFile], splits: Splits, settled: float | None
+) -> tuple[str, float | None]:
     """The quantised file of a device, where none has one the plain one; else the float one, else the Keras model.
 
     Returns:
@@ -455,12 +487,12 @@ def _recommend(model: keras.Model, files: list[deployment.DeviceFile], splits: S
     """
     quantised = [file for file in files if file.kind in ("ptq", "qat")]
     chosen = min(quantised or files[:1], key=lambda file: file.verdict is None, default=None)
-    pool, pictures = splits.pool, splits.validation
-    images = pool.images(pictures)
-    if chosen:
-        name, logits = chosen.name, evaluation.file_logits(chosen.name, chosen.content, images)
-    else:
-        name, logits = runs.BEST_MODEL_FILE, evaluation.keras_logits(model, images)
+    name, content = (chosen.name, chosen.content) if chosen else (runs.BEST_MODEL_FILE, None)
+    if settled is not None:
+        return name, settled
+    pictures = splits.validation
+    images = splits.pool.images(pictures)
+    logits = evaluation.file_logits(name, content, images) if content else evaluation.keras_logits(model, images)
     reading = scoring.reading(splits, pictures, logits)
     threshold = confidence.recommended(reading.confidences, reading.right)
     if threshold is None:
