@@ -50,9 +50,14 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(installed):
 
 def test_a_python_that_esp_ppq_lacks_is_said_first(installed, monkeypatch):
     installed("esp_ppq")
+    monkeypatch.setattr(sys, "version_info", (3, 12, 9))
+    with pytest.raises(SettingsError, match="esp_ppq missing; pip install"):
+        chips.check(wanted())
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(SettingsError, match=r"esp-ppq needs Python 3\.11 or 3\.12"):
         chips.check(wanted())
+    installed()
+    chips.check(wanted())
 
 
 @pytest.mark.parametrize("flags", [{"esp_dl_quantize": False}, {"quantize_model": False}])

@@ -236,11 +236,45 @@ def test_the_gate_catches_one_flipped_weight(made, pictures):
 
 def test_the_gate_refuses_unknown_operators_and_narrow_accumulators(made, pictures, monkeypatch):
     file = made["esp32s3"][1]
-    narrow = dataclasses.replace(chips.CHIPS["esp32s3"], accumulator_bits={"int8": 12, "int16": 40})
-    monkeypatch.setitem(chips.CHIPS, "esp32s3", narrow)
-    assert "beyond the accumulators of 12 bits" in check(file, *pictures).reasons[0]
+    pixels = (pictures[0].astype(int) - 128).astype(np.int8)
+    largest = max(espdl_run.accumulator_peaks(espdl_file.read(file.release), pixels).values())
+    # One bit is the sign's.
+    for bits in (largest.bit_length() + 1, largest.bit_length()):
+        chip = dataclasses.replace(chips.CHIPS["esp32s3"], accumulator_bits={"int8": bits, "int16": 40})
+        monkeypatch.setitem(chips.CHIPS, "esp32s3", chip)
+        reasons = check(file, *pictures).reasons
+        assert len(reasons) == (bits == largest.bit_length())
+    assert reasons[0].endswith(f" adds up to {largest:,}, beyond the accumulators of {bits} bits")
     monkeypatch.setattr(chips, "OPERATORS", chips.OPERATORS - {"MaxPool"})
     assert check(file, *pictures).reasons == (f"esp-dl {chips.ESP_DL_VERSION} has no operator MaxPool",)
+
+
+def test_the_gate_refuses_another_input_and_scales_that_no_chip_computes(made, pictures):
+    file, (images, _) = made["esp32s3"][1], pictures
+    model = espdl_file.read(file.release)
+    (source,), first = model.inputs, model.nodes[0]
+    for change, reason in (
+        ({"exponents": (-6,)}, "the input is int8 with exponents (-6,), not int8 with -7"),
+        ({"dtype": "int16"}, "the input is int16 with exponents (-7,), not int8 with -7"),
+        ({"shape": (1, 32, 20, 3)}, "the input has the shape (1, 32, 20, 3), not (1, 32, 20, 1)"),
+    ):
+        other = dataclasses.replace(model, inputs=(dataclasses.replace(source, **change),))
+        (found,) = espdl_gate._input(other, images)
+        assert found.startswith(reason)
+    (found,) = espdl_gate._input(dataclasses.replace(model, inputs=(source, source)), images)
+    assert found == "it has 2 inputs, not one picture"
+    # The sums of products have the exponent of a pixel and that of the coarsest filter.
+    for coarser in (0, 1):
+        output = model.values[first.outputs[0]]
+        (pixel,), weights = source.exponents, model.initializers[first.inputs[1]].exponents
+        output = dataclasses.replace(output, exponents=(pixel + max(weights) - coarser,))
+        other = dataclasses.replace(model, values=model.values | {output.name: output})
+        reasons = list(espdl_gate._inside(other, "esp32s3"))
+        assert reasons == [f"Conv {first.name} would have to shift its result to the left"] * coarser
+    tested = espdl_file.read(file.debug)
+    values = {name: value for name, value in tested.test_outputs.items() if name != first.outputs[0]}
+    (found,) = espdl_gate._vectors(model, dataclasses.replace(tested, test_outputs=values))
+    assert found == f"the debug file has no test value for {first.outputs[0]} (1 in all)"
 
 
 @pytest.mark.parametrize("kind", ["release", "debug"])

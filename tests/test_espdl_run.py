@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 from tests import espdl_samples as samples
-from utils import espdl_file, espdl_run
+from utils import espdl_file, espdl_gate, espdl_run
 from utils.espdl_file import EspdlError
 
 IMAGES = samples.PICTURES[-800:]
@@ -124,7 +124,8 @@ def test_other_operators_equal_esp_ppqs(target, tmp_path):
 def test_probabilities_and_table_activations_equal_esp_ppqs(tmp_path):
     sample = samples.quantized(grey(), "esp32p4", tmp_path)
     operators = {node.operator for node in sample.model.nodes}
-    assert operators > {"Swish", "Elu", "Add", "Sub", "Softmax", "RequantizeLinear"}
+    assert operators > {"Swish", "Elu", "Add", "Sub", "Softmax", "RequantizeLinear", "AveragePool"}
+    assert list(espdl_gate._inside(sample.model, "esp32p4")) == []
     images, output = IMAGES[:40, ..., :1], sample.model.outputs[0].name
     wanted = samples.simulated(sample, images, [output])[output]
     np.testing.assert_allclose(espdl_run.logits(sample.model, images), wanted, atol=2e-7)
@@ -233,5 +234,7 @@ def test_constants_of_the_wrong_layout_are_found(tmp_path):
     model = samples.quantized(network, "esp32s3", tmp_path).model
     shapes = [model.initializers[name].shape for name in espdl_file.misplaced_constants(model)]
     assert shapes == [(1, 16, 1, 1), (1, 16, 1, 1)]
+    reasons = espdl_gate._inside(model, "esp32s3")
+    assert ["channels first beside" in reason for reason in reasons] == [True, True]
     with pytest.raises(EspdlError, match="the Mul"):
         espdl_run.logits(model, IMAGES[:1])
