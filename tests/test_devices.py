@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow
 
 from utils import devices, evaluation, loader, model_files, runs, tuning
 from utils import settings as settings_module
@@ -68,6 +69,8 @@ def test_more_devices_than_there_are_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(devices, "KIND", "CPU")
     with pytest.raises(devices.DeviceError, match="GPUS = 2: TensorFlow finds 1 here; set GPUS = 1"):
         devices.check(tiny(gpus=2))
+    monkeypatch.setattr(tensorflow.config, "list_physical_devices", lambda kind: ["card"] * 2)
+    devices.check(tiny(gpus=2))
 
 
 def test_what_only_tensorflow_does_is_refused_elsewhere(tiny, monkeypatch):
