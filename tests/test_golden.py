@@ -59,6 +59,8 @@ def test_the_header_holds_the_golden_values_and_compiles(io_type, tmp_path):
     header = golden.header("7-seg*/ë.tflite", vectors)
     np.testing.assert_array_equal(np.array(numbers(header, "_inputs"), np.float32), vectors.inputs.ravel())
     np.testing.assert_array_equal(np.array(numbers(header, "_outputs"), np.float32), vectors.outputs.ravel())
+    assert ("f, " in header) == (io_type == "float32")
+    assert " cnn32_tflite_inputs[CNN32_TFLITE_PICTURES][" in golden.header("cnn32.tflite", vectors)
     assert header.isascii()
     if not shutil.which("gcc"):
         return
