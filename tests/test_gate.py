@@ -89,6 +89,14 @@ def test_pictures_of_another_form_are_refused(shape, message):
     assert message in reasons("ai_on_the_edge", content)
 
 
+@pytest.mark.parametrize("shape", [(1, 640), (2, 32, 20, 1)])
+def test_what_takes_anything_but_one_picture_is_refused(shape):
+    facts = tflite_file.read(device_files.quantised())
+    facts = dataclasses.replace(facts, input=dataclasses.replace(facts.input, shape=shape))
+    (reason,) = gate._ends(targets.get("tflite_micro"), facts)
+    assert reason == f"the input has the shape {shape}; one picture (1, height, width, channels) is needed"
+
+
 def test_an_average_is_unknown_to_ai_on_the_edge_alone():
     content = device_files.quantised("float32", body=device_files.averaged, **RGB_100)
     message = "operator MEAN is not compiled into the AI-on-the-edge-device firmware"
@@ -167,22 +175,34 @@ def test_known_trouble_on_chips_is_a_warning():
     assert "a dense layer of 40 inputs, no multiple of 16" in text
 
 
-def test_a_convolution_in_groups_is_trouble_on_chips():
+def test_a_convolution_in_groups_or_padded_unevenly_is_trouble_on_chips():
     node = tflite_file.Node("CONV_2D", (1, 8, 8, 16), (1, 8, 8, 4), (4, 3, 3, 16), 1, 1, "SAME", None)
     facts = types.SimpleNamespace(float_tensors=(), nodes=(node,))
     assert list(gate._warnings(targets.get("tflite_micro"), facts)) == []
     facts.nodes = (dataclasses.replace(node, filter_shape=(4, 3, 3, 8)),)
     (text,) = gate._warnings(targets.get("tflite_micro"), facts)
     assert "a convolution in groups is wrong on chips" in text
+    # What stride 2 is safe with: no padding at all, or as much in front as behind.
+    node = dataclasses.replace(node, stride_h=2, stride_w=2)
+    harmless = {"padding": "VALID"}, {"filter_shape": (4, 1, 1, 16)}, {"input_shape": (1, 9, 7, 16)}
+    facts.nodes = tuple(dataclasses.replace(node, **changed) for changed in harmless)
+    assert list(gate._warnings(targets.get("tflite_micro"), facts)) == []
+    facts.nodes = (node,)
+    assert len(list(gate._warnings(targets.get("tflite_micro"), facts))) == 1
 
 
-def wrong_by(change):
-    """TFLite Micro as it would be if it computed the reference outputs and then changed them."""
-    return lambda content, inputs: change(micro.reference(content, inputs).astype(int)).astype(np.int8)
+def wrong_by(change, step: float):
+    """TFLite Micro as it would be if it computed the reference outputs, in steps, and then changed them."""
+
+    def run(content, inputs):
+        outputs = micro.reference(content, inputs)
+        return (change(np.rint(outputs / step).astype(int)) * step).astype(outputs.dtype)
+
+    return run
 
 
 def _last_bits(outputs):
-    outputs[:, ::9] -= 1
+    outputs[:, ::5] -= 1
     return outputs
 
 
@@ -193,7 +213,7 @@ def _one_jump(outputs):
 
 def _other_digit(outputs):
     row = outputs[3]
-    row[:] = np.arange(10)[::-1] if row.argmax() else np.arange(10)
+    row[:] = np.arange(len(row))[::-1] if row.argmax() else np.arange(len(row))
     return outputs
 
 
@@ -206,9 +226,13 @@ def _other_digit(outputs):
         (_other_digit, ["steps off", "TFLite Micro reads 1 of 60 pictures differently from LiteRT"]),
     ],
 )
-def test_a_kernel_that_computes_something_else_is_noticed(change, messages, monkeypatch):
-    monkeypatch.setattr(micro, "run", wrong_by(change))
-    found = reasons("tflite_micro", device_files.quantised(), images=device_files.pictures(60))
+@pytest.mark.parametrize("target", ["tflite_micro", "ai_on_the_edge"])
+def test_a_kernel_that_computes_something_else_is_noticed(change, messages, target, monkeypatch):
+    content = for_device(target)
+    # A file of float outputs ends in what makes them of integers.
+    step = tflite_file.read(content).nodes[-1].input_scale if target == "ai_on_the_edge" else 1.0
+    monkeypatch.setattr(micro, "run", wrong_by(change, step))
+    found = reasons(target, content, images=device_files.pictures(60))
     for message in messages:
         assert message in found
 
@@ -219,12 +243,12 @@ def test_single_steps_are_rounding(monkeypatch):
         outputs[::30, outputs[0].argmin()] += 1
         return outputs
 
-    monkeypatch.setattr(micro, "run", wrong_by(single))
+    monkeypatch.setattr(micro, "run", wrong_by(single, 1.0))
     assert verdict("tflite_micro", device_files.quantised(), images=device_files.pictures(60)).accepted
 
 
 def test_a_tie_reads_either_way():
-    first, second = np.array([[3.0, 1, 3]]), np.array([[3.0, 1, 2]])
+    first, second = np.array([[3.0, 1, 3]]), np.array([[2.0, 1, 3]])
     assert not list(gate._differences(first, second, 1.0, allowed=1))
     (reason,) = gate._differences(second, second[:, ::-1], 1.0, allowed=1)
     assert reason == "TFLite Micro reads 1 of 1 pictures differently from LiteRT"
