@@ -318,3 +318,53 @@ def test_near_twins_share_one_weight(known):
     new = fine_tuning._New(twins, chosen, None, settings, np.random.default_rng(0))
     assert new.probabilities[:90].sum() == pytest.approx(1 / 11)
     assert new.probabilities[95] == pytest.approx(1 / 11)
+
+
+def test_a_picture_rolls_with_its_label(known):
+    _, settings, splits = known
+    settings = dataclasses.replace(settings, nb_classes=100, augment=False)
+    new = fine_tuning._New(splits, np.arange(9), None, settings, np.random.default_rng(0))
+    # Each row is 4 brighter than the one above it.
+    new.images = np.repeat(np.arange(0, 128, 4, dtype=np.uint8), 20).reshape(1, 32, 20, 1).repeat(9, axis=0)
+    new.tenths[:], new.rolls = 34, True
+    images, _, targets = new.draw(400)
+    rolled = targets @ np.arange(100) - 34
+    rows = (images[:, 16].mean(axis=(1, 2)) - 64) / 4
+    np.testing.assert_allclose(rows, rolled * fine_tuning.WHEEL_PITCH * 32, atol=0.01)
+    assert 0.4 < (rolled == 0).mean() < 0.6
+    assert (rolled.min(), rolled.max()) == pytest.approx((-2, 2), abs=0.1)
+
+
+def test_a_batch_is_new_pictures_then_replayed_ones_with_what_the_old_model_says(known, monkeypatch):
+    path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "BANK", 300)
+    chosen = fine_tuning.mix(splits, Plan(new=("meter",)), (), 1)
+    chosen = dataclasses.replace(chosen, plain=chosen.plain[:30], changed=chosen.changed[30:60], new_share=0.3)
+    rows = fine_tuning._Rows(splits, chosen, load(path), settings)
+    rows.new.closed[0, 5] = fine_tuning.CLOSED
+    (pictures, closed), targets = rows[0]
+    assert (len(rows), len(pictures), len(closed)) == (50, 64, 64)
+    # 0.3 of 64, rounded up.
+    assert (closed[:, 5] < 0).tolist() == [True] * 20 + [False] * 44
+    assert set(targets[:20].argmax(axis=1)) == {2, 7}
+    answers = evaluation.keras_logits(load(path), pictures[20:].astype(np.uint8))
+    as_they_are = [(image == splits.pool.images(chosen.plain)).all(axis=(1, 2, 3)).any() for image in pictures[20:]]
+    assert 0.3 < np.mean(as_they_are) < 0.7
+    shares = np.exp(answers) / np.exp(answers).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(targets[20:][as_they_are], shares[as_they_are], atol=1e-4)
+
+
+def test_three_parts_of_the_new_weights_are_mixed_with_one_of_the_old(known, monkeypatch):
+    path, settings, splits = known
+    model, teacher = load(path), load(path)
+    fine_tuning.freeze(model, "last_layer")
+
+    def taught(*_, **__):
+        for weight in model.trainable_weights:
+            weight.assign_add(keras.ops.ones_like(weight))
+
+    monkeypatch.setattr(fine_tuning, "_Rows", lambda *_: None)
+    monkeypatch.setattr(fine_tuning, "_trainer", lambda *_: types.SimpleNamespace(fit=taught))
+    fine_tuning.fit(model, teacher, splits, fine_tuning.mix(splits, Plan(), (), 1), Plan(), settings)
+    for new, old in zip(model.layers[-1].get_weights(), teacher.layers[-1].get_weights(), strict=True):
+        np.testing.assert_allclose(new - old, 0.75, atol=1e-6)
