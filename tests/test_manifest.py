@@ -99,7 +99,7 @@ CHANGES = {
     "manifest.files[0].classes.count": 100,
     "manifest.files[0].recommended_confidence": 1.5,
     "manifest.files[0].operators": "CONV_2D",
-    "manifest.files[0].scores": [1],
+    "manifest.files[0].scores": ["accuracy"],
     "manifest.files[0].training.mode": "FAST",
     "manifest.files[0].arena.recommended_bytes": 7,
 }
