@@ -43,6 +43,15 @@ def test_float_tensors_are_those_between_the_ends():
     assert tflite_file.read(device_files.quantised("float32")).float_tensors == ()
 
 
+def test_what_two_operators_take_has_no_first_step():
+    def taken_again(model):
+        graph = model.subgraphs[0]
+        graph.operators[1].inputs = graph.inputs
+
+    assert tflite_file.read(device_files.quantised()).first.operator == "CONV_2D"
+    assert tflite_file.read(device_files.edited(device_files.quantised(), taken_again)).first is None
+
+
 def test_softmax_at_the_end_makes_probabilities():
     assert not tflite_file.read(device_files.floating()).gives_probabilities
     assert tflite_file.read(device_files.floating(body=device_files.probable)).gives_probabilities
@@ -90,6 +99,11 @@ def _short_weights(model):
     buffer.data = buffer.data[:-1]
 
 
+def _weights_elsewhere(model):
+    buffer = next(buffer for buffer in model.buffers if buffer.data is not None)
+    buffer.data, buffer.offset, buffer.size = None, 4096, 36
+
+
 def _no_such_tensor(model):
     model.subgraphs[0].operators[0].inputs = np.array([999, 0, 0], np.int32)
 
@@ -115,6 +129,7 @@ def _no_operators(model):
         (_second_output, "has 2 outputs"),
         (lambda model: model.subgraphs.append(model.subgraphs[0]), "holds 2 graphs"),
         (_short_weights, "damaged"),
+        (_weights_elsewhere, "damaged"),
         (_no_such_tensor, "damaged"),
     ],
 )

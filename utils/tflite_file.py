@@ -101,7 +101,7 @@ def read(content: bytes) -> FileFacts:
     Raises:
         FileError: no TFLite file, a damaged one, or one with several graphs, inputs or outputs.
     """
-    if len(content) < 8 or content[4:8] != IDENTIFIER:
+    if content[4:8] != IDENTIFIER:
         raise FileError("this is no TFLite file: the identifier TFL3 is missing at its start")
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(_Strict(content), 0))
