@@ -37,6 +37,7 @@ def test_twenty_trials_of_eighty_see_every_pair_of_optimizer_and_learning_rate_o
     assert set(Counter(trial["optimizer"] for trial in twenty).values()) == {4}
     assert len({(trial["optimizer"], trial["learning_rate"]) for trial in twenty}) == 20
     assert len({(trial["optimizer"], trial["batch_size"]) for trial in twenty}) >= 18
+    assert len({(trial["learning_rate"], trial["batch_size"]) for trial in twenty}) == 16
 
 
 def test_all_combinations_come_once_and_a_longer_list_starts_with_the_shorter():
