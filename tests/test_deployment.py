@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
     assert ("that stays" in caplog.text) == (better == "ptq")
 
 
+def test_of_equal_states_that_before_the_training_stays_and_a_refused_one_is_not_compared(trained_run):
+    outcome, _, splits = trained_run
+    content = (outcome.run_dir / "cnn32_quantized.tflite").read_bytes()
+    accepted, refused = (gate.Verdict("esphome", taken, (), (), None, "") for taken in (True, False))
+    before, after = (deployment.DeviceFile("a.tflite", content, kind, accepted, "a.txt") for kind in ("ptq", "qat"))
+    assert deployment._ranked(before, after, splits) == (before, after)
+    assert deployment._to_compare(after, "a_qat.tflite") == [deployment.DeviceFile("a_qat.tflite", content, "qat")]
+    assert deployment._to_compare(dataclasses.replace(after, verdict=refused), "a_qat.tflite") == []
+
+
 @pytest.mark.parametrize("error", [espdl.EspdlExportError, EspdlError])
 def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeypatch, error):
     pytest.importorskip("esp_ppq")
@@ -121,7 +132,7 @@ def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeyp
 
 
 def test_the_file_of_a_device_is_recommended_where_there_is_one(tiny):
-    outcome = train(tiny(deploy_targets=["esphome"]))
+    outcome = train(tiny(deploy_targets=["esphome", "esphome"]))
     assert outcome.results["recommended"] == "cnn32_esphome.tflite"
     assert "cnn32_quantized.tflite" in outcome.results["files"]
 
