@@ -70,6 +70,15 @@ def test_shifts_stay_within_the_strength():
     assert 0.8 < np.abs(rows).max() <= 0.05 * 32 + 0.01
 
 
+def test_shear_leans_a_stroke_about_the_centre():
+    stroke = np.zeros((64, 32, 20, 1), "uint8")
+    stroke[:, :, 8:12] = 200
+    out = changed(only(shear=0.2), stroke)[..., 0]
+    columns = (out * np.arange(20)).sum(axis=2) / out.sum(axis=2)
+    assert 0.15 < np.abs(columns[:, 20] - columns[:, 11]).max() / 9 <= 0.2 + 1e-3
+    np.testing.assert_allclose(columns[:, 15] + columns[:, 16], 19, atol=0.05)
+
+
 def test_zoom_and_rotation_keep_the_centre():
     picture = np.zeros((64, 32, 20, 1), "uint8")
     picture[:, 14:18, 8:12] = 200
@@ -86,3 +95,41 @@ def test_color_changes_channels_apart_and_spares_grey():
     out = changed(only(color=0.2), grey)
     assert np.ptp(out, axis=-1).max() > 10
     np.testing.assert_allclose(changed(only(color=0.2), grey[..., :1]), 100, atol=1e-3)
+
+
+def test_grey_is_the_mean_and_swapped_channels_are_the_same_ones(images):
+    grey = images.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    np.testing.assert_allclose(changed(only(grey=1.0), images), grey, atol=1e-3)
+    swapped = changed(only(swap=1.0), images)
+    np.testing.assert_allclose(np.sort(swapped, axis=-1), np.sort(images, axis=-1), atol=1e-3)
+    orders = set()
+    for one, before in zip(swapped, images, strict=True):
+        orders.add(tuple((one[..., [channel]] == before).all(axis=(0, 1)).argmax() for channel in range(3)))
+    assert len(orders) > 3
+    assert 0.3 < (changed(only(swap=0.5), images) == images).all(axis=(1, 2, 3)).mean() < 0.9
+
+
+def test_focus_light_and_covers_strike_their_share_of_the_pictures():
+    stripes = np.full((400, 32, 20, 1), 100, "uint8")
+    stripes[:, :, ::2] = 120
+
+    def struck(low: float, high: float, **strengths) -> np.ndarray:
+        out = changed(only(**strengths), stripes)
+        found = np.abs(out - stripes).max(axis=(1, 2, 3)) > 0.01
+        assert low < found.mean() < high
+        return out[found]
+
+    # Within the picture: at the border the mean of three is another.
+    assert np.ptp(struck(0.25, 0.35, blur=1.0)[:, :, 1:-1], axis=(1, 2, 3)).max() < 20
+    assert np.ptp(struck(0.25, 0.35, sharpen=1.0)[:, :, 1:-1], axis=(1, 2, 3)).min() > 20
+    glare = struck(0.15, 0.25, glare=0.5) - stripes[0]
+    assert glare.min() > -0.01
+    assert 100 < glare.max() <= 127.5
+    light = struck(0.99, 1.01, light=0.1) / stripes[0] - 1
+    assert 0.15 < np.abs(light).max() <= 0.2 + 1e-4
+    np.testing.assert_allclose(light + light[:, ::-1, ::-1], 0, atol=1e-3)
+    for out in struck(0.2, 0.4, cover=0.3)[..., 0]:
+        covered = np.abs(out - stripes[0, :, :, 0]) > 0.01
+        assert np.ptp(out[covered]) < 0.01
+        assert covered.any(axis=1).sum() <= 0.45 * 32 + 1
+        assert covered.any(axis=0).sum() <= 0.45 * 20 + 1
