@@ -508,3 +508,19 @@ def test_a_trial_costs_little_more_than_its_training_and_scores_its_best_epoch(s
         overhead = ended - before - seconds
         print(f"overhead of a trial: {overhead:.2f} s, its training {seconds:.2f} s")
         assert overhead < 2
+
+
+def test_trials_beyond_a_shortened_list_do_not_count_and_seconds_add_up():
+    search = trials.Search(None, {"settings": {"TUNER_OBJECTIVE": "val_accuracy"}}, [{"batch_size": 8}] * 3)
+    for number, score in enumerate((0.5, 0.6, 0.7), start=1):
+        search.begin(number)
+        search.end(number, 5, Outcome(score, 5, 2.0))
+    search.begin(1)
+    search.end(1, 10, Outcome(0.65, 10, 3.0))
+    assert (search.best().number, search.rows[1].seconds, search.rows[1].epochs) == (3, 5.0, 10)
+    search.combinations = search.combinations[:2]
+    assert ([row.number for row in search.ended()], search.best().number, search.time_left()) == ([1, 2], 1, 0)
+
+
+def test_time_is_told_in_the_unit_that_suits():
+    assert [trials.duration(seconds) for seconds in (119, 120, 7199, 7200)] == ["119 s", "2 min", "120 min", "2 h"]
