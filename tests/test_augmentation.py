@@ -58,6 +58,8 @@ def test_values_stay_pixels(images):
     out = changed(only(brightness=1.0, contrast=1.0, noise=1.0), images)
     assert out.min() == 0
     assert out.max() == 255
+    noise = changed(only(noise=0.1), np.full_like(images, 128)).std(axis=(1, 2, 3))
+    assert noise.min() < 3 < 20 < noise.max() < 27
 
 
 def test_shifts_stay_within_the_strength():
