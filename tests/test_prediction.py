@@ -45,6 +45,7 @@ def test_a_folder_with_unreadable_pictures(tmp_path):
     assert [one.reading for one in readings] == ["3", "3", "3", None, None]
     assert readings[3].error.startswith(pictures.DAMAGED)
     assert readings[4].error == "damaged picture: no JPEG, PNG, BMP or WebP picture"
+    assert prediction.read(MODEL, files[3:]) == readings[3:]
     text = prediction.summary(readings, MODEL, 0.9).splitlines()
     assert ["unsure" in line for line in text] == [True, True, False, False, False, True]
     assert text[2].startswith("   3   99.0%")

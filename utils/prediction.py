@@ -54,7 +54,7 @@ def find_pictures(path: Path, without: Path | None = None) -> list[Path]:
     if left_out == path.resolve():
         raise PredictionError(f"{path}: --save names the folder of the pictures themselves; name another")
     try:
-        found = [path / file.name for file in sorted(pictures.walk(str(path)))]
+        found = [path / file.name for file in pictures.walk(str(path))]
     except OSError as error:
         raise PredictionError(f"{path}: cannot be listed ({error.strerror})") from error
     if found and left_out and path.resolve() in left_out.parents:
