@@ -241,6 +241,11 @@ def test_text_names_counts_and_gaps(folder):
     text = inspection.summary(inspection.inspect([folder])).splitlines()
     assert text[2].split() == ["meter", "3", "3", "1", "1", "1", *"0000000"]
     assert "  0.0-0.4, 0.6-1.4, 1.6-2.4, 2.6-9.9: none" in text
+    for number in range(5):
+        draw(folder, f"unknown_{number}.png", 10 + number)
+    text = inspection.summary(inspection.inspect([folder])).splitlines()
+    start = text.index("Labels that are not understood: 5")
+    assert text[start + 4] == "    and 2 more, which --html FILE and --csv FILE have"
 
 
 def test_columns_stand_below_each_other_behind_wide_letters(folder):

@@ -3,8 +3,8 @@
 Half of every batch are new pictures, half are replayed from the old data. Replayed pictures have what the old model
 says as their target (Li and Hoiem 2016, "Learning without Forgetting"). New ones are rolled by up to two tenths with
 their label; classes far from every new label are left out of their softmax, unless the old model reads one there, or
-digits that the new pictures lack would be unlearnt. Batch statistics stay; at the end the weights are averaged with the
-old ones (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+digits that the new pictures lack would be unlearnt. At the end the weights are averaged with the old ones (Wortsman et
+al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 import dataclasses
@@ -278,8 +278,7 @@ def _bank(
 def _trainer(model: keras.Model, plan: Plan) -> keras.Model:
     image = keras.Input(model.input_shape[1:], name="image")
     closed = keras.Input(model.output_shape[1:], name="closed")
-    # Not in training mode: the batch statistics of a new meter would spoil those of all others.
-    trainer = keras.Model([image, closed], model(image, training=False) + closed)
+    trainer = keras.Model([image, closed], model(image) + closed)
     steps = plan.epochs * STEPS_PER_EPOCH
     warmup = max(1, steps // 20)
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -158,6 +158,8 @@ def summary(inspection: Inspection) -> str:
         chosen = of_kind(found, kind)
         lines.append(f"{KINDS[kind]}: {len(chosen):,}" if chosen else f"{KINDS[kind]}: none")
         lines += [markup.visible(f"    {one.place}: {one.findings[kind]}") for one in chosen[:EXAMPLES]]
+        if len(chosen) > EXAMPLES:
+            lines.append(f"    and {len(chosen) - EXAMPLES:,} more, which --html FILE and --csv FILE have")
     return "\n".join(lines)
 
 
