@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models import _blocks
-from tests import train_zoo
+from tests import flat_minima, train_zoo
 from utils import evaluation, labels
 
 
@@ -69,3 +69,33 @@ def test_batches_hold_every_stored_picture_once_an_epoch(tmp_path, monkeypatch):
     numbers = np.concatenate([images[:, 0, 0, 0] for images, _ in seen])
     assert np.bincount(numbers, minlength=30).tolist() == [2] * 30
     assert not np.array_equal(numbers[:30], numbers[30:])
+
+
+def test_a_sharpened_step_follows_the_gradient_of_the_worst_weights_nearby():
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    network.set_weights([np.array([[1.0, -2.0], [0.0, 0.5]])])
+    trainer = flat_minima.Sharpened([keras.Input((2,)), network])
+    trainer.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
+    images, wanted = np.array([[1.0, 2.0]], np.float32), np.array([[3.0, 1.0]], np.float32)
+    trainer.fit(images, wanted, verbose=0)
+
+    def gradient(weights: np.ndarray) -> np.ndarray:
+        return images.T @ (images @ weights - wanted)
+
+    weights = np.array([[1.0, -2.0], [0.0, 0.5]])
+    sizes = np.abs(weights) + flat_minima.LEAST
+    steepest = sizes * gradient(weights)
+    move = flat_minima.RADIUS * sizes * steepest / np.linalg.norm(steepest)
+    np.testing.assert_allclose(network.get_weights()[0], weights - 0.1 * gradient(weights + move), rtol=1e-5)
+
+
+def test_in_the_end_the_network_has_the_mean_of_the_later_weights(rng):
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    network.compile(keras.optimizers.SGD(0.1), "mse")
+    seen = []
+    keep = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(network.get_weights()))
+    callbacks = [keep, flat_minima.MeanOfTheWay(network)]
+    network.fit(rng.normal(size=(20, 3)), rng.normal(size=20), batch_size=4, epochs=2, callbacks=callbacks, verbose=0)
+    assert len(seen) == 10
+    for found, path in zip(network.get_weights(), zip(*seen[4:], strict=True), strict=True):
+        np.testing.assert_allclose(found, np.mean(path, axis=0), rtol=1e-5)

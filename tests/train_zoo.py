@@ -154,6 +154,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
     """Fits one network, and writes a run that lacks its device files."""
     import keras
 
+    from tests import flat_minima
     from utils import model_files, quantization, training
 
     with np.load(_groups(store, 0)[0][0], allow_pickle=False) as arrays:
@@ -168,7 +169,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
     rate = keras.optimizers.schedules.CosineDecay(
         peak / 100, epochs * steps, alpha=0.005, warmup_target=peak, warmup_steps=epochs * steps // 30
     )
-    trainer = keras.Sequential([keras.Input(settings.input_shape, dtype="uint8"), model])
+    trainer = flat_minima.Sharpened([keras.Input(settings.input_shape, dtype="uint8"), model])
     trainer.compile(
         keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay),
         keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -185,7 +186,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
         steps_per_epoch=steps,
         epochs=epochs,
         validation_data=training.Batches(splits.pool, splits.validation, 512),
-        callbacks=[recorder, training.EpochLine(architecture)],
+        callbacks=[flat_minima.MeanOfTheWay(model), recorder, training.EpochLine(architecture)],
         verbose=0,
     )
     facts = {"epochs": epochs, "best_epoch": recorder.best_epoch, "pictures": epochs * steps * BATCH}
