@@ -45,6 +45,15 @@ def test_folding_divides_the_logits_and_reads_the_same(unsure):
     assert temperature.fold(model, splits, settings) == pytest.approx(1, abs=0.001)
 
 
+def test_confidence_is_made_worth_that_of_another_model(unsure):
+    model, settings, splits = unsure
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    other.layers[-1].set_weights([weight / 2 for weight in model.layers[-1].get_weights()])
+    assert temperature.fold(model, splits, settings, like=other) == pytest.approx(2, abs=0.001)
+    np.testing.assert_allclose(model.layers[-1].kernel, other.layers[-1].kernel, rtol=1e-3)
+
+
 def test_what_is_trained_on_has_the_size_of_logits_that_training_asks_for(unsure):
     model, settings, splits = unsure
     settings = dataclasses.replace(settings, augment=False)

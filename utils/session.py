@@ -197,7 +197,7 @@ def fine_tune(
         seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
         model.trainable = True
         settled = _settled_confidence(lesson, splits)
-        scale = temperature.fold(model, splits, settings) if settled is None else None
+        scale = temperature.fold(model, splits, settings, like=None if settled is None else old)
         runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
         model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
         fitted = {**dataclasses.asdict(plan), "trained_parameters": lesson.free, **fine_tuning.facts(chosen)}

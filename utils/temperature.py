@@ -29,7 +29,7 @@ PASSING = (
 )
 
 
-def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None:
+def fold(model: keras.Model, splits: Splits, settings: Settings, like: keras.Model | None = None) -> float | None:
     """Divides a model's logits by the temperature that the validation pictures ask for, in place.
 
     The last layer's weights are divided, of a fake-quantised model its output range, too: its file then changes in
@@ -40,27 +40,36 @@ def fold(model: keras.Model, splits: Splits, settings: Settings) -> float | None
         splits: the pictures.
         settings: say what the outputs mean: 10 shares of neighbouring digits, from which a device reads the tenth, must
             stay what they are.
+        like: another model; confidence is then made worth what its confidence is worth on these pictures.
 
     Returns:
         The temperature; None, with the reason in the log, where the model stays as it is.
     """
-    scaled, pictures = _scaled(model), splits.validation
+    scaled = _scaled(model)
     if settings.nb_classes == 10 and targets.soft_labels(settings):
         log.info("%s: no temperature, since its outputs are shares of neighbouring digits", model.name)
         return None
     if not scaled:
         log.warning("%s: no temperature, since no dense or convolution layer without activation ends it", model.name)
         return None
-    logits = evaluation.keras_logits(model, splits.pool.images(pictures))
-    judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[pictures], settings.nb_classes)
-    found = confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)])
-    if found is None:
-        log.warning("%s: no temperature, since the %d validation pictures don't settle one", model.name, len(pictures))
+    asked = [_asked(one, splits, settings) for one in (model, like) if one is not None]
+    if None in asked:
+        log.warning(
+            "%s: no temperature, since the %d validation pictures don't settle one", model.name, len(splits.validation)
+        )
         return None
+    found = round(asked[0] / asked[1], 4) if like is not None else asked[0]
     for layer in scaled:
         layer.set_weights([weight / found for weight in layer.get_weights()])
     log.info("%s: confidence calibrated with temperature %.4f", model.name, found)
     return found
+
+
+def _asked(model: keras.Model, splits: Splits, settings: Settings) -> float | None:
+    pictures = splits.validation
+    logits = evaluation.keras_logits(model, splits.pool.images(pictures))
+    judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[pictures], settings.nb_classes)
+    return confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)])
 
 
 def taken_out(model: keras.Model, splits: Splits, settings: Settings) -> keras.Model:
