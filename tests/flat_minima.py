@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 RADIUS = 0.5
 LEAST = 0.01  # added to each weight's size, or nothing would move those near zero
-SINCE = 0.4  # of the way
 
 
 class Sharpened(keras.Sequential):
@@ -38,28 +36,3 @@ def worst_moves(weights: Sequence[keras.Variable], gradients: Sequence[tf.Tensor
     steepest = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
     length = tf.linalg.global_norm(steepest) + 1e-12
     return [RADIUS * size * part / length for size, part in zip(sizes, steepest, strict=True)]
-
-
-class MeanOfTheWay(keras.callbacks.Callback):
-    """Gives a network, at the end, the mean of the weights it has had since ``SINCE`` of the way, an epoch or several.
-
-    Cha et al. 2021, "SWAD: Domain generalization by seeking flat minima" (arXiv:2102.08604).
-    """
-
-    def __init__(self, network: keras.Model) -> None:
-        super().__init__()
-        self.network, self.epoch, self.count = network, 0, 0
-        self.means = [np.zeros(weight.shape) for weight in network.weights]
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if self.epoch + (batch + 1) / self.params["steps"] > SINCE * self.params["epochs"]:
-            self.count += 1
-            for mean, weight in zip(self.means, self.network.get_weights(), strict=True):
-                mean += (weight - mean) / self.count
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if epoch + 1 == self.params["epochs"]:
-            self.network.set_weights(self.means)

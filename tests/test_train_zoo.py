@@ -87,15 +87,3 @@ def test_a_sharpened_step_follows_the_gradient_of_the_worst_weights_nearby():
     steepest = sizes * gradient(weights)
     move = flat_minima.RADIUS * sizes * steepest / np.linalg.norm(steepest)
     np.testing.assert_allclose(network.get_weights()[0], weights - 0.1 * gradient(weights + move), rtol=1e-5)
-
-
-def test_in_the_end_the_network_has_the_mean_of_the_later_weights(rng):
-    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    network.compile(keras.optimizers.SGD(0.1), "mse")
-    seen = []
-    keep = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(network.get_weights()))
-    callbacks = [keep, flat_minima.MeanOfTheWay(network)]
-    network.fit(rng.normal(size=(20, 3)), rng.normal(size=20), batch_size=4, epochs=2, callbacks=callbacks, verbose=0)
-    assert len(seen) == 10
-    for found, path in zip(network.get_weights(), zip(*seen[4:], strict=True), strict=True):
-        np.testing.assert_allclose(found, np.mean(path, axis=0), rtol=1e-5)

@@ -41,6 +41,8 @@ def zoo_settings(**changes) -> Settings:
     return load(**{
         **{"data_sources": [photographs, SYNTHETIC], "test_sources": [unseen], "input_channels": 3, "nb_classes": 100},
         **{"validation_share": 0.05, "test_share": 0.05, "batch_size": BATCH},
+        # The teachers' answers are smoothed already: the exact tenth loses 0.8 points of held-out pictures by more.
+        **{"ring_smoothing": 0.0},
         **{"deploy_targets": ["tflite_micro", "ai_on_the_edge", "esphome"]},
         **{"esp_dl_quantize": True, "esp_dl_mode": "auto"},
         **changes,
@@ -186,7 +188,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
         steps_per_epoch=steps,
         epochs=epochs,
         validation_data=training.Batches(splits.pool, splits.validation, 512),
-        callbacks=[flat_minima.MeanOfTheWay(model), recorder, training.EpochLine(architecture)],
+        callbacks=[recorder, training.EpochLine(architecture)],
         verbose=0,
     )
     facts = {"epochs": epochs, "best_epoch": recorder.best_epoch, "pictures": epochs * steps * BATCH}
