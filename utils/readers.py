@@ -175,26 +175,27 @@ def _meter(source: DataSource, root: str, folder: str) -> str:
 
 
 def _list_by_name(source: DataSource, root: str) -> _Found:
-    files = [(file, *os.path.split(file.name)) for file in _walked(source, root)]
-    found = [_labelled(file, folder, file.name, name, labels.parse_file_name) for file, folder, name in files]
+    found = []
+    for file in _walked(source, root):
+        folder, name = os.path.split(file.name)
+        meter = _meter(source, root, folder)
+        found.append((folder, _labelled(file, meter, file.name, name, labels.parse_file_name)))
     # Of pictures sorted by digit each folder would be a meter that shows nothing else.
-    by_digit = all(map(_lies_by_its_digit, found))
-    for one in found:
-        if isinstance(one, Problem):
-            yield one
-        else:
-            folder = os.path.dirname(one.meter) if by_digit else one.meter
-            yield one._replace(meter=_meter(source, root, folder))
+    by_digit = all(_lies_by_its_digit(folder, one) for folder, one in found)
+    for folder, one in found:
+        if by_digit and isinstance(one, Entry):
+            one = one._replace(meter=_meter(source, root, os.path.dirname(folder)))
+        yield one
 
 
-def _lies_by_its_digit(one: Entry | Problem) -> bool:
+def _lies_by_its_digit(folder: str, one: Entry | Problem) -> bool:
     if isinstance(one, Problem) or one.label is None:
         return True
     try:
-        folder = labels.parse(os.path.basename(one.meter))
+        digit = labels.parse(os.path.basename(folder))
     except LabelError:
         return False
-    return folder is not None and labels.ring_distance(folder.tenths, one.label.tenths, labels.NB_TENTHS) < 10
+    return digit is not None and labels.ring_distance(digit.tenths, one.label.tenths, labels.NB_TENTHS) < 10
 
 
 def _list_by_folder(source: DataSource, root: str) -> _Found:

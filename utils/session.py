@@ -420,7 +420,9 @@ def _deliver(
     files = deployment.accepted(made)
     for file in files:
         runs.write(run_dir / file.name, lambda partial, file=file: partial.write_bytes(file.content))
-    recommended, threshold = _recommend(model, files, splits, settled)
+    chosen = _recommended(files)
+    recommended = chosen.name if chosen else runs.BEST_MODEL_FILE
+    threshold = _threshold(model, chosen, splits) if settled is None else settled
     scores = _score(model, files, splits, run_dir, recommended, threshold)
     if files:
         deployment.write_papers(run_dir, files, splits, settings, mode.label, scores, threshold)
@@ -477,22 +479,23 @@ def _quantizable(name: str) -> bool:
     return models.get(name).quantizable if name in models.available() else True
 
 
-def _recommend(
-    model: keras.Model, files: list[deployment.DeviceFile], splits: Splits, settled: float | None
-) -> tuple[str, float | None]:
-    """The quantised file of a device, where none has one the plain one; else the float one, else the Keras model.
-
-    Returns:
-        Its name, and the confidence below which its readings are better refused, see :func:`confidence.recommended`.
-    """
+def _recommended(files: list[deployment.DeviceFile]) -> deployment.DeviceFile | None:
+    """The quantised file of a device, where none has one the plain one; else the float one, else None."""
     quantised = [file for file in files if file.kind in ("ptq", "qat")]
-    chosen = min(quantised or files[:1], key=lambda file: file.verdict is None, default=None)
-    name, content = (chosen.name, chosen.content) if chosen else (runs.BEST_MODEL_FILE, None)
-    if settled is not None:
-        return name, settled
+    return min(quantised or files[:1], key=lambda file: file.verdict is None, default=None)
+
+
+def _threshold(model: keras.Model, chosen: deployment.DeviceFile | None, splits: Splits) -> float | None:
+    """The confidence below which the chosen file's readings, without one the model's, are better refused.
+
+    See :func:`confidence.recommended`.
+    """
     pictures = splits.validation
     images = splits.pool.images(pictures)
-    logits = evaluation.file_logits(name, content, images) if content else evaluation.keras_logits(model, images)
+    if chosen:
+        name, logits = chosen.name, evaluation.file_logits(chosen.name, chosen.content, images)
+    else:
+        name, logits = runs.BEST_MODEL_FILE, evaluation.keras_logits(model, images)
     reading = scoring.reading(splits, pictures, logits)
     threshold = confidence.recommended(reading.confidences, reading.right)
     if threshold is None:
@@ -500,4 +503,4 @@ def _recommend(
             "%s: no confidence recommended, since at none %.1f %% of %d or more accepted validation pictures are right",
             *(name, 100 * confidence.GOAL, confidence.ENOUGH),
         )
-    return name, threshold
+    return threshold

@@ -169,9 +169,9 @@ def with_source(
         SourceError: one of the declared sources is not accepted, the folder is listed without its ``labels.txt``, or
             what :func:`declare` says.
     """
-    listed = parse_sources(declared, "DATA_SOURCES")
+    place, listed = folder.resolve(), parse_sources(declared, "DATA_SOURCES")
     for number, known in enumerate(listed):
-        if known.path and known.path.resolve() == folder.resolve():
+        if known.path and known.path.resolve() == place:
             goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == LABEL_FILE
             if (folder / LABEL_FILE).is_file() and not goes_by_it:
                 raise SourceError(
