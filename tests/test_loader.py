@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_digit
-from utils import loader, synthetic
+from utils import labels, loader, synthetic
 from utils.loader import DataError
 
 
@@ -35,6 +35,23 @@ def test_same_seed_same_split_other_seed_other_split(tiny):
     first, again, other = (loader.load(tiny(seed=seed)) for seed in (1, 1, 2))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     np.testing.assert_array_equal(first.train, again.train)
+
+
+def test_a_corrected_label_makes_other_data_of_the_same_split(tiny, picture_folder):
+    folder = picture_folder("own", {"a": 40})
+    given = {path.name: path.name[:3] for path in sorted((folder / "a").iterdir())}
+
+    def read():
+        (folder / "labels.txt").write_text("".join(f"a/{name}\t{label}\n" for name, label in given.items()))
+        return loader.load(tiny(data_sources=[source(folder, type="label_file")]))
+
+    before = read()
+    # Alone with its label before and after, so that the split has no reason to change.
+    free = (label for label in labels.class_names(100) if label not in given.values())
+    given[next(name for name, label in given.items() if list(given.values()).count(label) == 1)] = next(free)
+    after = read()
+    np.testing.assert_array_equal(before.train, after.train)
+    assert before.fingerprint != after.fingerprint
 
 
 def test_what_was_measured_on_is_not_learnt_from_when_the_list_changes(tiny, picture_folder):
@@ -94,10 +111,10 @@ def test_twins_stay_together_unless_split_by_image(tiny, picture_folder):
 
 def test_drawn_pictures_are_nobodys_near_twins_but_copies_are_found(tiny, picture_folder):
     drawn = {"name": "drawn", "type": "synthetic", "count": 40}
-    own = source(picture_folder("own", {"a": 40}, seed=tiny().seed))  # the very pictures that "drawn" has
-    splits = loader.load(tiny(data_sources=[own, drawn, {**drawn, "name": "more", "count": 90}]))
+    own = source(picture_folder("own", {"a": 40}, seed=tiny().seed + 1))  # the very pictures that "drawn" has
+    splits = loader.load(tiny(data_sources=[{**drawn, "name": "more", "count": 90}, own, drawn]))
     groups = [set(splits.clusters[splits.pool.source_ids == number].tolist()) for number in range(3)]
-    assert groups[0] == groups[1] and len(groups[2]) == 90
+    assert groups[1] == groups[2] and len(groups[0]) == 90 and not groups[0] & groups[1]
 
 
 def test_real_twins_do_not_depend_on_the_drawn_pictures_beside_them(tiny, picture_folder):
@@ -132,6 +149,11 @@ def test_indices_are_spread_from_first_to_last():
     assert loader.spread(indices, 4).tolist() == [100, 133, 166, 199]
     assert loader.spread(indices, 1000).tolist() == indices.tolist()
     assert len(loader.spread(indices[:0], 5)) == 0
+
+
+def test_a_folder_without_meters_is_one(tiny, picture_folder):
+    pool = loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 40}) / "a")])).pool
+    assert pool.meter_names == ("own",)
 
 
 def test_whole_meters_go_to_one_side(tiny, picture_folder):
@@ -214,12 +236,12 @@ def test_meters_count_by_the_square_root_of_their_pictures(tiny, picture_folder,
 def test_identical_pictures_with_two_labels_are_reported(tiny, picture_folder, caplog):
     folder = picture_folder("own", {"a": 50})
     path = sorted((folder / "a").iterdir())[0]
-    label = "7.7" if not path.name.startswith("7.7") else "2.2"
-    shutil.copy(path, folder / "a" / f"{label}_again.png")
+    for label in ("2.2", "7.7"):
+        shutil.copy(path, folder / "a" / f"{label}_again.png")
     with caplog.at_level(logging.WARNING):
         conflicts = loader.load(tiny(data_sources=[source(folder)])).facts["identical_pictures_with_two_labels"]
     assert conflicts["groups"] == 1
-    assert f"own: a/{label}_again.png ({label})" in conflicts["examples"][0]
+    assert conflicts["examples"][0] == [f"own: a/{path.name} ({path.name[:3]})", "own: a/2.2_again.png (2.2)"]
     assert "1 identical pictures have two labels" in caplog.text
 
 
@@ -267,14 +289,17 @@ def test_few_pictures_are_enough_for_three_parts(tiny, picture_folder):
     assert min(len(part) for part in parts(splits).values()) == 1
 
 
-def test_all_weights_zero_and_shared_folders_are_refused(tiny, picture_folder):
-    folder = picture_folder("own", {"a": 10})
+def test_weights_of_nothing_and_shared_folders_are_refused(tiny, picture_folder):
+    folder = picture_folder("own", {"a": 12})
     with pytest.raises(DataError, match="weight 0"):
         loader.load(tiny(data_sources=[source(folder, weight=0)]))
+    with pytest.raises(DataError, match="leave no training picture: raise a weight"):
+        loader.load(tiny(data_sources=[source(folder, weight=0.01)]))
     with pytest.raises(DataError, match="TEST_SOURCES 'held' is the folder of DATA_SOURCES 'own'"):
         loader.load(tiny(data_sources=[source(folder)], test_sources=[source(f"{folder}/../own", "held")]))
-    with pytest.raises(DataError, match="the name is taken"):
-        loader.load(tiny(test_sources=[source(folder, "test")]))
+    for name in ("test", "synthetic"):
+        with pytest.raises(DataError, match=f"TEST_SOURCES '{name}': the name is taken"):
+            loader.load(tiny(test_sources=[source(folder, name)]))
 
 
 def test_without_a_test_share_only_test_sources_are_measured(tiny, picture_folder):
@@ -370,18 +395,20 @@ def test_twins_of_what_is_kept_aside_are_not_learnt(tiny, picture_folder, split_
             # Hardly brighter: no copies, but near twins.
             brighter = cv2.add(cv2.imread(str(path)), np.full((32, 20, 3), copy + 1, np.uint8))
             cv2.imwrite(str(path.with_name(f"{path.stem}_{copy}.png")), brighter)
-    own = [*tiny().data_sources, source(folder, "new")]
+    # Nor where they lie among the old pictures, too.
+    own = [*tiny().data_sources, source(folder, "old"), source(folder, "new")]
     splits = loader.load(tiny(data_sources=own, split_by=split_by), ["new"], 100)
     kept = splits.measured["new (kept aside)"]
     assert len(kept) == 48
     assert not clusters_of(splits, kept) & clusters_of(splits, splits.train)
 
 
-def test_a_handful_of_twins_is_not_kept_aside(tiny, picture_folder):
-    folder = picture_folder("new", {"a": 9})
+@pytest.mark.parametrize(("groups", "aside"), [(9, 0), (10, 30)])
+def test_a_handful_of_twins_is_not_kept_aside(tiny, picture_folder, groups, aside):
+    folder = picture_folder("new", {"a": groups})
     for path in sorted((folder / "a").iterdir()):
         for copy in range(9):
             shutil.copy(path, path.with_name(f"{path.stem}_{copy}.png"))
     splits = loader.load(tiny(data_sources=[*tiny().data_sources, source(folder, "new")]), ["new"], 20)
-    assert list(splits.measured) == ["test"]
-    assert (np.unique(splits.train) >= 240).sum() == 90
+    assert len(splits.measured.get("new (kept aside)", [])) == aside
+    assert (np.unique(splits.train) >= 240).sum() == 10 * groups - aside
