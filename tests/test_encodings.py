@@ -100,6 +100,19 @@ def test_a_first_layer_that_scales_raw_pixels_is_seen(tmp_path, start, gain):
         assert (measuring.read(file, RAW, foreign.pictures())[0] == DIGITS).all()
 
 
+@pytest.mark.parametrize("start", [layers.Rescaling(2.0, offset=-1), layers.BatchNormalization()])
+def test_a_first_layer_for_pixels_that_were_scaled_before_says_nothing(tmp_path, start):
+    start.build((None, *foreign.SIZE))
+    if start.weights:
+        # Of pictures 0..1: their mean and variance.
+        start.set_weights([np.ones(3), np.zeros(3), np.full(3, 0.5), np.full(3, 0.25)])
+    model = foreign.network(10, start=start, gain=0.5, bias=1.0)
+    model.save(tmp_path / "a.keras")
+    for file in (stored(tmp_path, foreign.as_float(model)), tmp_path / "a.keras"):
+        assert not recognizers.load(file, NOWHERE).facts.known
+        assert (measuring.read(file, encodings.PIXEL_RANGES[1], foreign.pictures())[0] == DIGITS).all()
+
+
 def test_weights_of_sixteen_bits(tmp_path):
     file = stored(tmp_path, foreign.as_halves(foreign.network(100, start=layers.Rescaling(1 / 255), gain=1.0)))
     facts = recognizers.load(file, NOWHERE).facts

@@ -118,6 +118,23 @@ def test_two_inputs_two_outputs_and_a_picture_out(file):
     refused(file, r"gives \(batch, 30, 18, 10\), but one", model_files.load)
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((1, 32, 20, 1), r"takes \(batch of 1, 32, 20, 1\), but one picture"),
+        ((None, None, None, 1), r"takes \(batch, any, any, 1\), but one picture"),
+    ],
+)
+def test_batches_and_pictures_of_a_size_that_does_not_suit(file, shape, said):
+    import keras
+    from keras import layers
+
+    image = keras.Input(batch_shape=shape)
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 128, offset=-1)(image))
+    keras.Model(image, layers.Dense(10)(x), name="sized").save(file)
+    refused(file, said, model_files.load)
+
+
 def test_wrong_starts(file):
     from keras import layers
 
@@ -130,6 +147,7 @@ def test_wrong_starts(file):
 
     refuse(layers.Rescaling(1 / 255), r"Rescaling\(scale=0.00392\d+, offset=0.0\)")
     refuse(layers.Rescaling(1 / 127.5, offset=-1), r"Rescaling\(scale=0.00784\d+, offset=-1\)")
+    refuse(layers.Rescaling(1 / 128), r"Rescaling\(scale=0.0078125, offset=0.0\)")
     refuse(layers.Conv2D(1, 3, name="c"), "Conv2D c")
 
 
@@ -147,6 +165,7 @@ def test_probabilities_at_the_end(file):
     from keras import layers
 
     ends = [layers.Softmax(), layers.Activation("sigmoid"), layers.Dense(10, activation="softmax")]
+    ends.append(layers.Activation("log_softmax"))
     ends.append(lambda x: layers.Reshape((10,))(layers.Softmax()(x)))
     ends.append(lambda x: layers.Average()([layers.Softmax()(x), layers.Softmax()(layers.Dense(10)(x))]))
     for end in ends:
@@ -191,9 +210,10 @@ def test_weights_of_another_shape_or_place(file):
         refused(spoilt, "Keras cannot load this model.*logits", model_files.load)
 
 
-def test_other_number_formats(file):
+@pytest.mark.parametrize(("number", "dtype"), [(-1, "float16"), (1, "mixed_float16")])
+def test_other_number_formats(file, number, dtype):
     config = description()
-    config["config"]["layers"][-1]["config"]["dtype"] = "float16"
+    config["config"]["layers"][number]["config"]["dtype"] = dtype
     refused(archive(file, config=config), "calculates in float16, but float32 is needed", model_files.load)
 
 

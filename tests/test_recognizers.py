@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from scipy.special import softmax
 
 from tests import device_files, foreign_files
-from utils import confidence, encodings, micro, recognizers, tflite_file
+from utils import confidence, encodings, frontier, micro, model_archive, recognizers, tflite_file
 from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError
@@ -210,7 +211,8 @@ def test_no_path_takes_the_newest_run(tmp_path):
 @pytest.mark.parametrize(("manifest", "results", "expected"), [(0.7, 0.6, 0.7), (None, 0.6, 0.6), ("x", 7, None)])
 def test_recommended_confidence_comes_from_the_papers(tmp_path, manifest, results, expected):
     run_folder(tmp_path, recommended_confidence=results)
-    entries = [{"name": "a.tflite", "recommended_confidence": manifest}, 3]
+    other = {"name": "b.tflite", "recommended_confidence": 0.2}
+    entries = [other, {"name": "a.tflite", "recommended_confidence": manifest}, 3]
     (tmp_path / "manifest.json").write_text(json.dumps({"files": entries}))
     assert recognizers.load(tmp_path, NOWHERE).threshold == expected
 
@@ -250,3 +252,45 @@ def test_graphs_that_do_not_run_or_read_no_digits(tmp_path):
     for length in range(0, len(content), 3001):
         with pytest.raises(RecognizerError):
             recognizers.load(stored(tmp_path, content[:length]), NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("end", "shape", "said"),
+    [
+        ("inputs", (4, 32, 20, 1), "takes (4, 32, 20, 1), but one picture"),
+        ("inputs", (1, 32, 20, 2), "takes (1, 32, 20, 2), but one picture"),
+        ("inputs", (1, 7, 20, 1), "takes (1, 7, 20, 1), but one picture"),
+        ("inputs", (1, 32, 513, 1), "takes (1, 32, 513, 1), but one picture"),
+        ("inputs", (1, 640), "takes (1, 640), but one picture"),
+        ("outputs", (2, 10), "gives (2, 10), but one vector"),
+        ("outputs", (10,), "gives (10,), but one vector"),
+    ],
+)
+def test_graphs_of_another_task(tmp_path, end, shape, said):
+    def change(unpacked) -> None:
+        graph = unpacked.subgraphs[0]
+        graph.tensors[getattr(graph, end)[0]].shape = np.array(shape, np.int32)
+
+    file = stored(tmp_path, device_files.edited(device_files.quantised(), change))
+    with pytest.raises(RecognizerError, match=re.escape(f"{file}: the model {said}")):
+        recognizers.load(file, NOWHERE)
+
+
+def test_files_and_steps_too_large_for_memory(tmp_path):
+    file = stored(tmp_path, device_files.with_size(device_files.quantised(), "CONV_2D", 1, 10**7))
+    with pytest.raises(RecognizerError, match="one step makes more than 67,108,864 values of a picture"):
+        recognizers.load(file, NOWHERE)
+    os.truncate(file, model_archive.MAX_BYTES + 1)
+    with pytest.raises(RecognizerError, match="no regular file, or one larger than 536,870,912 bytes"):
+        recognizers.load(file, NOWHERE)
+
+
+def test_an_esp_dl_file_of_ours_says_its_range_and_reads_like_the_tflite_file():
+    folder, images = frontier.ZOO / "v6_tenths", device_files.pictures(30, 3)
+    names = ("digit_recognizer_v6_esp32s3.espdl", "digit_recognizer_v6_quantized.tflite")
+    models = [recognizers.load(folder / name, NOWHERE) for name in names]
+    (classes, confidences), (others, other_confidences) = [recognizers.decide(model, images) for model in models]
+    pixels = encodings.PIXEL_RANGES[2]
+    assert models[0].facts == recognizers.Facts("100 tenths, logits", "int8", pixels, True, 12_676, 1_035_392)
+    assert (np.abs((classes - others + 50) % 100 - 50) <= 1).sum() >= 29
+    assert np.abs(confidences - other_confidences).mean() < 0.05

@@ -104,7 +104,11 @@ def test_a_student_learns_what_the_teacher_says_rather_than_the_labels(trained_r
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"input_channels": 3}, "32 x 20 x 1 .*student 32 x 20 x 3"), ({"nb_classes": 100}, "10 classes, too few")],
+    [
+        ({"input_channels": 3}, "32 x 20 x 1 .*student 32 x 20 x 3"),
+        ({"input_height": 48}, "32 x 20 x 1 .*student 48 x 20 x 1"),
+        ({"nb_classes": 100}, "10 classes, too few"),
+    ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(trained_run, tiny, overrides, message):
     outcome, _, _ = trained_run
