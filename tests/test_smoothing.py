@@ -55,12 +55,15 @@ def test_digits_and_other_ends_are_left_alone(tenths, tiny, caplog):
 
 def test_a_resumed_run_is_smoothed_once(trained_run, tenths, tmp_path, monkeypatch):
     _, settings, splits = trained_run
-    monkeypatch.setattr(temperature, "fold", lambda *arguments: None)
+    asked = []
+    monkeypatch.setattr(temperature, "fold", lambda model, *rest: asked.append(model.layers[-1].get_weights()[0]))
     settings = dataclasses.replace(settings, nb_classes=100)
     path, before = tmp_path / runs.BEST_MODEL_FILE, tenths.layers[-1].get_weights()[0]
     temperature.fold_best(tenths, tmp_path, splits, settings)
     smoothed = keras.models.load_model(path, compile=False, safe_mode=True)
     np.testing.assert_allclose(smoothed.layers[-1].get_weights()[0], before @ smoothing.matrix(0.25), rtol=1e-5)
+    # The temperature is that of the smoothed logits.
+    np.testing.assert_array_equal(asked[0], smoothed.layers[-1].get_weights()[0])
     temperature.fold_best(smoothed, tmp_path, splits, settings)
     again = keras.models.load_model(path, compile=False, safe_mode=True)
     np.testing.assert_array_equal(again.layers[-1].get_weights()[0], smoothed.layers[-1].get_weights()[0])

@@ -72,6 +72,9 @@ def test_what_is_trained_on_has_the_size_of_logits_that_training_asks_for(unsure
     assert (found.argmax(axis=1) == classes).mean() == (known.argmax(axis=1) == classes).mean()
     assert copy.name == model.name
     np.testing.assert_array_equal(model.layers[-1].get_weights()[0], weights[0])
+    # Changed pictures are harder to read, and ask for smaller logits.
+    harder = temperature.taken_out(model, splits, dataclasses.replace(settings, augment=True))
+    assert np.abs(harder.layers[-1].kernel).max() < 0.8 * np.abs(copy.layers[-1].kernel).max()
 
 
 def test_a_quantised_file_changes_in_the_scale_of_its_output_only(unsure):
@@ -126,6 +129,14 @@ def test_shares_of_neighbouring_digits_stay_shares(unsure, caplog):
     caplog.set_level("INFO")
     assert temperature.fold(model, splits, dataclasses.replace(settings, label_spread=5.0)) is None
     assert "shares of neighbouring digits" in caplog.text
+
+
+def test_tenths_that_are_shared_widely_get_a_temperature_all_the_same(unsure, monkeypatch):
+    _, settings, splits = unsure
+    monkeypatch.setattr(confidence, "temperature", lambda logits, classes: 1.7)
+    tenths = network(lambda x: layers.Dense(100)(layers.Flatten()(x)))
+    settings = dataclasses.replace(settings, nb_classes=100, label_spread=5.0)
+    assert temperature.fold(tenths, splits, settings) == 1.7
 
 
 def test_a_resumed_run_folds_once(unsure, tmp_path):

@@ -94,6 +94,11 @@ def test_every_combination_once_in_the_lists_order(small, splits, fake, driver, 
     assert "TUNER_MAX_TRIALS = 20, there are only 12 combinations: all are tried" in caplog.text
     assert ("KerasTuner can't run" in caplog.text) == (driver == "loop")
     assert "12 of 12 done, best 0.6500 (trial " in caplog.text
+    head, _, *listed, _, notes = tuning.summary(found).splitlines()
+    assert head.split() == ["trial", "OPTIMIZER", "LEARNING_RATE", "BATCH_SIZE", "val_accuracy", "epochs", "s"]
+    # The best ten, none of the two with the least score, 0.161.
+    assert [line.split()[4] for line in listed[:2] + listed[-2:]] == ["0.6500", "0.6500", "0.1700", "0.1700"]
+    assert (len(listed), notes) == (10, f"12 trials completed, 0 failed, in {found.folder}")
 
 
 def test_a_search_leaves_these_files(small, splits, fake):
@@ -249,6 +254,14 @@ def test_another_teacher_of_the_same_name_gets_its_own_folder(small, splits, fak
         folders.append(tuning.search(settings, splits).folder)
     assert folders[0] == folders[1] != folders[2]
     assert f"not going on with {folders[0]}: {teacher} has changed; beginning a new folder" in caplog.text
+
+
+def test_another_architecture_of_the_same_name_gets_its_own_folder(small, splits, fake, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    one, kept = tuning.search(small(tuner_max_trials=1), splits), models.code
+    monkeypatch.setattr(models, "code", lambda names: {**kept(names), "models/cnn32.py": b"# mended"})
+    assert tuning.search(small(tuner_max_trials=1), splits).folder != one.folder
+    assert f"not going on with {one.folder}: models/cnn32.py has changed; beginning a new folder" in caplog.text
 
 
 def test_a_damaged_record_begins_anew(small, splits, fake, caplog):
@@ -474,14 +487,18 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, monkeypatch):
+    planned = set()
+
     def fit(model, splits, settings, folder, until):
+        planned.add((settings.epochs, settings.early_stopping_patience, settings.monitor, settings.checkpoint_epochs))
         if settings.batch_size == 64:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of 64 pictures")
         row = {"val_accuracy": 0.5, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
         return training.Training([row | {"seconds": 0.0}], 1)
 
     monkeypatch.setattr(training, "fit", fit)
-    found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
+    found = tuning.search(small(tuner_optimizers=["sgd"], tuner_patience=3), splits)
+    assert planned == {(9, 3, "val_accuracy", 0)}
     assert {row["error"] for row in rows(found) if row["BATCH_SIZE"] == "64"} == {
         "ResourceExhaustedError: OOM when allocating a tensor of 64 pictures"
     }
