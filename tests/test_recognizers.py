@@ -1,6 +1,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from scipy.special import softmax
 
 from tests import device_files, foreign_files
-from utils import confidence, encodings, frontier, micro, model_archive, recognizers, tflite_file
+from utils import confidence, encodings, espdl_file, frontier, micro, model_archive, recognizers, tflite_file
 from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError
@@ -294,3 +295,22 @@ def test_an_esp_dl_file_of_ours_says_its_range_and_reads_like_the_tflite_file():
     assert models[0].facts == recognizers.Facts("100 tenths, logits", "int8", pixels, True, 12_676, 1_035_392)
     assert (np.abs((classes - others + 50) % 100 - 50) <= 1).sum() >= 29
     assert np.abs(confidences - other_confidences).mean() < 0.05
+
+
+def test_an_esp_dl_file_may_take_channels_first_and_end_in_a_softmax(monkeypatch):
+    file = frontier.ZOO / "v6_tenths" / "digit_recognizer_v6_esp32s3.espdl"
+    images, plain = device_files.pictures(10, 3), recognizers.load(file, NOWHERE)
+    model = espdl_file.read(file.read_bytes())
+    (image,), (logits,) = model.inputs, model.outputs
+    first = replace(image, name="first", shape=(1, 3, 32, 20))
+    shares = espdl_file.ValueInfo("shares", "float32", logits.shape, (0,))
+    turn = espdl_file.Node("Transpose", "turn", ("first",), (image.name,), {"perm": (0, 2, 3, 1)})
+    softmax_node = espdl_file.Node("Softmax", "softmax", (logits.name,), ("shares",), {"axis": -1})
+    values = {**model.values, "first": first, "shares": shares}
+    nodes = (turn, *model.nodes, softmax_node)
+    other = replace(model, nodes=nodes, inputs=(first,), outputs=(shares,), values=values)
+    monkeypatch.setattr(espdl_file, "read", lambda content: other)
+    loaded = recognizers.load(file, NOWHERE)
+    assert (loaded.input_shape, loaded.facts.outputs) == ((32, 20, 3), "100 tenths, softmax")
+    for one, two in zip(recognizers.decide(loaded, images), recognizers.decide(plain, images), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
