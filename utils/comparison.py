@@ -10,7 +10,6 @@ import numpy as np
 from utils import evaluation, labels, measuring
 
 SIGNIFICANT = 0.05
-SCORES = ("accuracy", "within_0.1", "within_0.2", "digit", "whole_digit_errors")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Pair:
 
 
 def judged(numbers: np.ndarray, nb_classes: int, tenths: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each picture whether it counts for each of :data:`SCORES`, ``(N,)`` bool, as in :func:`evaluation.judge`.
+    """What is true of each reading, ``(N,)`` bool by name, as in :func:`evaluation.judge`.
 
     ``digit``, the nearest digit, is there for every model. "Not readable" is never right, and no error.
 
