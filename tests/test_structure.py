@@ -35,12 +35,12 @@ LAYERS = {
         *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
     6: [
-        *("utils.espdl_deployment", "utils.model_choice"),
+        *("utils.espdl_deployment", "utils.model_choice", "utils.comparison"),
         *("utils.report_sections", "utils.scoring", "utils.temperature"),
     ],
     7: ["utils.training", "utils.recognizers", "utils.report_page"],
     8: ["utils.deployment", "utils.fine_tuning", "utils.benchmark_report", "utils.prediction", "utils.measuring"],
-    9: ["utils.session", "utils.comparison", "utils.inspection"],
+    9: ["utils.session", "utils.inspection"],
     10: ["utils.retraining", "utils.tuning", "utils.benchmark", "utils.inspection_page"],
     11: ["train", "fine-tune", "retrain", "predict", "tuner", "benchmark", "report"],
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import evaluation, labels, measuring
+from utils import encodings, evaluation, labels
 
 SIGNIFICANT = 0.05
 
@@ -46,7 +46,7 @@ def judged(numbers: np.ndarray, nb_classes: int, tenths: np.ndarray) -> dict[str
         nb_classes: 10, 11 (the last is not readable) or 100.
         tenths: true labels 0..99, ``(N,)``.
     """
-    digit = measuring.nearest_digits(numbers, nb_classes) == labels.to_classes(tenths, 10)
+    digit = encodings.nearest_digits(numbers, nb_classes) == labels.to_classes(tenths, 10)
     if nb_classes == 11:
         return {"accuracy": digit, "digit": digit, "whole_digit_errors": ~digit & (numbers < 10)}
     return {**evaluation.judge(numbers, tenths, nb_classes), "digit": digit}

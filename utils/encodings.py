@@ -118,6 +118,11 @@ def names(nb_outputs: int) -> tuple[str, ...]:
     return tuple(labels.class_names(labels.NB_TENTHS if nb_outputs == 2 else nb_outputs))
 
 
+def nearest_digits(numbers: np.ndarray, nb_classes: int) -> np.ndarray:
+    """Digits 0..9 of class numbers; of 11 classes the last, not readable, stays 10."""
+    return labels.to_classes(numbers, 10) if nb_classes == labels.NB_TENTHS else numbers
+
+
 def probabilities(outputs: np.ndarray, last: str) -> np.ndarray:
     """Real outputs (N, outputs) as shares of the classes (N, classes) float64, rows summing to 1.
 

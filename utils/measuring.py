@@ -57,14 +57,9 @@ def best_range(file: Path, images: np.ndarray, tenths: np.ndarray) -> PixelRange
     chosen = splitting.evenly(len(images), TRIAL_PICTURES)
     right = []
     for pixels in encodings.TRIED:
-        digits = nearest_digits(read(file, pixels, images[chosen])[0], len(_open(file, pixels).names))
+        digits = encodings.nearest_digits(read(file, pixels, images[chosen])[0], len(_open(file, pixels).names))
         right.append(int((digits == labels.to_classes(tenths[chosen], 10)).sum()))
     return encodings.TRIED[int(np.argmax(right))]
-
-
-def nearest_digits(numbers: np.ndarray, nb_classes: int) -> np.ndarray:
-    """Digits 0..9 of class numbers; of 11 classes the last, not readable, stays 10."""
-    return labels.to_classes(numbers, 10) if nb_classes == labels.NB_TENTHS else numbers
 
 
 def read(file: Path, pixels: PixelRange, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
