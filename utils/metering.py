@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.labels import ring_distance
+
 READINGS = 10_000
 COURSES = 100  # counters that are followed, so that the high wheels show every digit, too
 CONSUMPTION = 3.7  # mean step between two readings, in digits of the lowest wheel
@@ -119,8 +121,7 @@ def judge(plan: Plan, tenths: np.ndarray, confidences: np.ndarray, threshold: fl
     read, sure = tenths[plan.pictures], confidences[plan.pictures]
     unreadable = (read == NO_READING).any(axis=1)
     period = 10 ** (read.shape[1] + 1)
-    apart = np.abs(resolve(read.clip(0)) - plan.truth) % period
-    false = (np.minimum(apart, period - apart) >= WRONG) & ~unreadable
+    false = (ring_distance(resolve(read.clip(0)), plan.truth, period) >= WRONG) & ~unreadable
     refused = unreadable | (sure < threshold).any(axis=1)
     return Outcome(threshold, *(int(part.sum()) for part in (false & ~refused, refused, false)))
 
