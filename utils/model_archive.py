@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils import runs, tflite_file
+from utils import espdl_file, runs, tflite_file
 from utils.errors import UserError
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -25,9 +25,9 @@ MAX_H5_OBJECTS = 20_000
 MAX_NAME = 100
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
+ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 OTHER_MAGIC = {
-    (0, b"EDL2"): "an ESP-DL file",
+    (0, espdl_file.IDENTIFIER): "an ESP-DL file",
     (0, HDF5): "an HDF5 file of Keras 2 or weights alone",
     (4, tflite_file.IDENTIFIER): "a TFLite file",
 }
@@ -118,7 +118,7 @@ def _refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(16)
     kind = next((kind for (at, magic), kind in OTHER_MAGIC.items() if start[at:].startswith(magic)), None)
-    zipped = start.startswith(b"PK\x03\x04")
+    zipped = start.startswith(ZIP)
     if path.suffix.lower() != ".keras":
         renamed = f"a zip archive named *{path.suffix} (a Keras model is to be renamed to *.keras)"
         kind = renamed if zipped else kind or OTHER_SUFFIXES.get(path.suffix.lower(), "no .keras file")

@@ -162,7 +162,7 @@ def _opener(file: Path) -> Callable[[Path, PixelRange | None], Recognizer]:
     for magic, found, opener in (
         (tflite_file.IDENTIFIER, start[4:], _tflite),
         (espdl_file.IDENTIFIER, start[:4], _espdl),
-        (b"PK\x03\x04", start[:4], _keras),
+        (model_archive.ZIP, start[:4], _keras),
     ):
         if found == magic:
             return opener
@@ -189,8 +189,8 @@ def _keras(file: Path, assumed: PixelRange | None) -> Recognizer:
         inputs = images if pixels == RAW else images * np.float32(pixels.factor) + np.float32(pixels.offset)
         return encodings.probabilities(model.predict_on_batch(inputs), last)
 
-    macs = complexity.multiply_accumulates(model)
-    facts = Facts(_outputs(identity.nb_classes, last), "float32", pixels, known, int(model.count_params()), macs)
+    sizes = complexity.parameters(model), complexity.multiply_accumulates(model)
+    facts = Facts(_outputs(identity.nb_classes, last), "float32", pixels, known, *sizes)
     names = encodings.names(identity.nb_classes)
     return Recognizer(file, identity.input_shape, names, probabilities, recommended_confidence(file), facts)
 
@@ -239,7 +239,7 @@ def _espdl(file: Path, assumed: PixelRange | None) -> Recognizer:
     source = TensorFacts("input", shape, dtype, 2.0 ** exponents[0], 0)
     # Whatever the range, its scale is a power of two and its zero point 0: only the toolkit's own files say more.
     known = encodings.PIXEL_RANGES[2] if "pixel - 128" in model.metadata.get("input", "") else None
-    pixels = known or assumed or (encodings.PIXEL_RANGES[2] if exponents[0] < 0 else encodings.RAW)
+    pixels = known or assumed or (encodings.PIXEL_RANGES[2] if exponents[0] < 0 else RAW)
     nb_outputs = _output_count(model.outputs[0].shape)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
