@@ -79,7 +79,6 @@ def read(path: Path, foreign: bool = False) -> tuple[str, bytes, int]:
     Raises:
         ModelFileError: damaged, too large, from Keras 2, or holding more than plain layers and their weights.
     """
-    path = Path(path)
     with one_sentence(f"{path}: damaged or cut off; copy it again or take another file"):
         if not path.is_file():
             raise ModelFileError(f"{path}: no such file; name a .keras file or a run folder")

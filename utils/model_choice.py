@@ -25,8 +25,7 @@ def find(path: Path | None, output_dir: Path) -> Path:
         ModelFileError: nothing there, a folder without a model, or no finished run.
     """
     if path is None:
-        return _newest(Path(output_dir))
-    path = Path(path)
+        return _newest(output_dir)
     with one_sentence(f"{path}: cannot be read"):
         if path.is_dir():
             path = _model_of(path)
@@ -41,7 +40,7 @@ def declared(path: Path) -> dict[str, int]:
     Raises:
         ModelFileError: what :func:`model_archive.read` finds; pictures of a size that isn't supported.
     """
-    config = model_archive.read(Path(path))[0]
+    config = model_archive.read(path)[0]
     with one_sentence(f"{path}: its description of the layers is damaged; take another file"):
         found = _asked_for(json.loads(config)["config"].get("layers", []))
     for name, value in found.items():
@@ -63,7 +62,7 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
     """
     found = declared(path)
     try:
-        saved = json.loads((Path(path).parent / runs.SETTINGS_FILE).read_text())["settings"]
+        saved = json.loads((path.parent / runs.SETTINGS_FILE).read_text())["settings"]
         return {**found, **{name: settings_module.checked(name, saved[name]) for name in OF_RUN}}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, settings_module.SettingsError):
         return found
@@ -76,7 +75,7 @@ def learnt_folders(path: Path) -> set[Path]:
     """
     try:
         saved, results = (
-            json.loads((Path(path).parent / name).read_text()) for name in (runs.SETTINGS_FILE, runs.RESULTS_FILE)
+            json.loads((path.parent / name).read_text()) for name in (runs.SETTINGS_FILE, runs.RESULTS_FILE)
         )
         found = [one for one in saved["settings"]["data_sources"] if "path" in one and one.get("weight", 1)]
         new = results["training"].get("new", ())

@@ -58,7 +58,6 @@ def load(path: Path, foreign: bool = False) -> Any:
         ModelFileError: what :func:`model_archive.read` finds; or Keras can't load it, its weights are missing, not
             finite or too many, or it is no model of this toolkit's kind.
     """
-    path = Path(path)
     config, weights, stored = read(path, foreign)
     with console.quiet_native():
         import keras
