@@ -116,7 +116,7 @@ def help_text() -> str:
 
 
 def main() -> None:
-    """Runs the measurements named on the command line, or all."""
+    """Runs all measurements; those of loading need a folder of pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, help="a folder with label_x.jpg files, for the loading measurements")
     pictures = parser.parse_args().pictures

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every entry script has."""
+    """The options of every entry script that reads ``parameters.py``."""
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override a line of parameters.py; repeatable"
     )

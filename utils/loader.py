@@ -63,9 +63,10 @@ class Splits:
     """Which picture of the pool serves what.
 
     ``train`` and ``validation`` are indices into the pool, ``train`` weighted (pictures repeated or left out);
-    ``measured`` maps each test set (``"test"``, then the ``TEST_SOURCES`` by name) to indices. ``facts`` describes the
-    data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or the split does; ``clusters`` (N,)
-    has one number for all twins of a picture; ``drawn`` are the numbers of the sources that the project draws.
+    ``measured`` maps each test set (``"test"``, what is kept aside of new sources, the ``TEST_SOURCES``) by name to
+    indices. ``facts`` describes the data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or
+    the split does; ``clusters`` (N,) has one number for all twins of a picture; ``drawn`` are the numbers of the
+    sources that the project draws.
     """
 
     pool: Pool

@@ -25,7 +25,7 @@ def fold(model: keras.Model, settings: Settings) -> bool:
     """Smooths the logits of a model of 100 classes by ``RING_SMOOTHING``, in place.
 
     Returns:
-        Whether it did; the log says why not.
+        Whether it did; of a model that has no place for it the log says so.
     """
     last = model.layers[-1]
     if not settings.ring_smoothing or settings.nb_classes != labels.NB_TENTHS:

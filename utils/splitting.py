@@ -44,7 +44,7 @@ def without_twins(
 
     Args:
         parts: indices of the parts ``"train"``, ``"validation"`` and ``"test"``.
-        held: indices of the pictures of ``TEST_SOURCES``.
+        held: indices of what else is measured on: ``TEST_SOURCES``, pictures of new sources that are kept aside.
         clusters: (N,) cluster of each picture.
         careless: leave twins between the parts where they are, as a split by image does; only copies of ``held`` go.
 
