@@ -345,7 +345,7 @@ def draw(count: int, seed: int, height: int = 32, width: int = 20, system_fonts:
     return SyntheticDigits(images, tenths, names, typeface_ids)
 
 
-def sample_sheet(seed: int, rows: int = 8, columns: int = 20) -> np.ndarray:
+def sample_sheet(seed: int, rows: int, columns: int) -> np.ndarray:
     """A contact sheet of drawn pictures with their labels below them: (rows * 112, columns * 66, 3) uint8 RGB."""
     digits = draw(rows * columns, seed)
     sheet = np.full((rows * 112, columns * 66, 3), 255, np.uint8)
