@@ -345,5 +345,4 @@ def _rows(checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
     with (run_dir / runs.TRAINING_LOG_FILE).open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
     log.info("resuming %s after epoch %d", run_dir, epochs)
-    # Runs of earlier versions have no seconds.
-    return [{**row, "epoch": int(row["epoch"]), "seconds": row.get("seconds", 0.0)} for row in rows]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
