@@ -64,11 +64,6 @@ class _Recorded:
         self.given += 1
         return {**self.search.combinations[self.given - 1], NUMBER: self.given}
 
-    def populate_space(self, trial_id: str) -> dict:
-        if self.search.stopped:
-            return {"status": "STOPPED"}
-        return super().populate_space(trial_id)
-
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> KerasTunerTrial:
         self.seen[tuner_id] = time.monotonic()
@@ -165,6 +160,11 @@ class HalvingOracle(_Recorded, oracles.HyperbandOracle):
 
     def __init__(self, search: Search, settings: Settings):
         super().__init__(search, settings, max_epochs=settings.tuner_epochs)
+
+    def populate_space(self, trial_id: str) -> dict:
+        if self.search.stopped:
+            return {"status": "STOPPED"}
+        return super().populate_space(trial_id)
 
     def _random_values(self) -> dict | None:
         return self.next_values()
