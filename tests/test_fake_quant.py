@@ -107,7 +107,7 @@ def test_the_file_computes_what_the_clone_does(case, images):
     _, quantized, content = case
     expected, logits = evaluation.keras_logits(quantized, images), evaluation.tflite_logits(content, images)
     low, high = logits_range(quantized)
-    step = (high - low) / fake_quant.LEVELS
+    step = (high - low) / fake_quant.STEPS
     # Each layer's integers round a little differently from the clone's floats, and deep networks add that up.
     deep = sum(isinstance(layer, layers.Conv2D | layers.Dense) for layer in quantized.layers) > 6
     most = 4 if deep else 2
@@ -126,7 +126,7 @@ def test_the_file_has_exactly_the_ranges_of_the_clone(case):
     details = Interpreter(model_content=content).get_tensor_details()
     in_file = [detail["quantization"][0] for detail in details if detail["dtype"] == np.int8]
     for name, (low, high) in fake_quant.ranges(quantized).items():
-        scale = (high - low) / fake_quant.LEVELS
+        scale = (high - low) / fake_quant.STEPS
         assert min(abs(found / scale - 1) for found in in_file if found) < 1e-5, name
     assert {np.dtype(detail["dtype"]) for detail in details} <= {np.dtype(np.int8), np.dtype(np.int32)}
 
@@ -138,7 +138,7 @@ def test_input_range_is_fixed_and_logits_end_below_a_faint_winner(case, images):
     low, high = list(found.values())[-1]
     logits = evaluation.keras_logits(model, images[:300])
     expected = min(0, max(logits.min(), np.percentile(logits.max(axis=1), 1) - fake_quant.LOGITS_MARGIN))
-    step = (high - low) / fake_quant.LEVELS
+    step = (high - low) / fake_quant.STEPS
     assert low == pytest.approx(expected, abs=step)
     assert high == pytest.approx(logits.max(), abs=step)
 

@@ -58,7 +58,7 @@ def test_training_moves_the_ranges_but_for_the_input_and_the_logits(trained):
     content = export.integer_tflite(quantized, "int8")
     images = splits.pool.images(splits.measured["test"])
     expected, logits = evaluation.keras_logits(quantized, images), evaluation.tflite_logits(content, images)
-    step = (after[last][1] - after[last][0]) / fake_quant.LEVELS
+    step = (after[last][1] - after[last][0]) / fake_quant.STEPS
     # A step's difference may tip pictures that are undecided, and their number differs with the processor.
     agree = expected.argmax(axis=1) == logits.argmax(axis=1)
     decided = confidence.lead(expected) > 1.5 * step

@@ -16,7 +16,7 @@ from keras import layers, ops
 
 from utils.errors import UserError
 
-LEVELS = 255  # steps of an 8-bit tensor
+STEPS = 255  # between the 256 values of an 8-bit tensor
 INPUT_RANGE = (-1.0, 127 / 128)  # of pixel / 128 - 1: scale 1/128, zero point 0
 # How far the logits' range reaches below a faint picture's largest logit (percent of the pictures with a lower one).
 # What lies lower is next to nothing after softmax, but would make the steps so wide that the two largest logits often
@@ -47,7 +47,7 @@ class QuantizationError(UserError):
 
 
 class ActivationRange(layers.Layer):
-    """Rounds to the 256 steps of a range ``low .. high``; with ``averaging`` it follows what it sees in training."""
+    """Rounds to 256 values from ``low`` to ``high``; with ``averaging`` it follows what it sees in training."""
 
     def __init__(self, averaging: bool = True, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -206,9 +206,9 @@ def with_rgb_input(quantized: keras.Model) -> keras.Model:
 def whole_zero_point(low: float, high: float) -> tuple[float, float]:
     """Moves a range that holds 0 by less than a step so that 0 falls on one, as the 8-bit format demands."""
     low, high = min(low, 0.0), max(high, 0.0, low + 1e-6)
-    scale = (high - low) / LEVELS
+    scale = (high - low) / STEPS
     steps_below = round(-low / scale)
-    return -steps_below * scale, (LEVELS - steps_below) * scale
+    return -steps_below * scale, (STEPS - steps_below) * scale
 
 
 def _rounded(kernel, axes: tuple[int, ...]):
