@@ -36,13 +36,11 @@ class PixelRange(NamedTuple):
 
 
 RAW = PixelRange("0..255", 1.0, 0.0)
-PIXEL_RANGES = (
-    RAW,
-    PixelRange("0..1", 1 / 255, 0.0),
-    PixelRange("-1..1", 1 / 128, -1.0),
-    PixelRange("-1..1", 1 / 127.5, -1.0),
-)
-TRIED = (RAW, PIXEL_RANGES[1], PIXEL_RANGES[3])  # the two kinds of -1..1 differ by less than half a pixel
+UNIT = PixelRange("0..1", 1 / 255, 0.0)
+OWN = PixelRange("-1..1", 1 / 128, -1.0)  # of this toolkit's networks
+SIGNED = PixelRange("-1..1", 1 / 127.5, -1.0)
+PIXEL_RANGES = (RAW, UNIT, OWN, SIGNED)
+TRIED = (RAW, UNIT, SIGNED)  # the two kinds of -1..1 differ by less than half a pixel
 
 
 def pixel_range(facts: FileFacts) -> PixelRange | None:

@@ -27,7 +27,7 @@ from utils import (
     tflite_file,
 )
 from utils import settings as settings_module
-from utils.encodings import RAW, PixelRange
+from utils.encodings import OWN, RAW, PixelRange
 from utils.errors import UserError
 from utils.tflite_file import TensorFacts
 
@@ -238,8 +238,8 @@ def _espdl(file: Path, assumed: PixelRange | None) -> Recognizer:
         raise RecognizerError(f"the ESP-DL file's input is {dtype} of {len(exponents)} scales; integers of one will do")
     source = TensorFacts("input", shape, dtype, 2.0 ** exponents[0], 0)
     # Whatever the range, its scale is a power of two and its zero point 0: only the toolkit's own files say more.
-    known = encodings.PIXEL_RANGES[2] if "pixel - 128" in model.metadata.get("input", "") else None
-    pixels = known or assumed or (encodings.PIXEL_RANGES[2] if exponents[0] < 0 else RAW)
+    known = OWN if "pixel - 128" in model.metadata.get("input", "") else None
+    pixels = known or assumed or (OWN if exponents[0] < 0 else RAW)
     nb_outputs = _output_count(model.outputs[0].shape)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
