@@ -29,7 +29,7 @@ SEED = 42  # start of every random sequence: same seed, same machine, same figur
 # --- Training --------------------------------------------------------------------------------------------------------
 BATCH_SIZE = 128  # pictures a training step
 EPOCHS = 30  # upper bound in passes over the training pictures; early stopping may end sooner
-LEARNING_RATE = 0.001  # highest step size of the optimizer
+LEARNING_RATE = 0.005  # highest step size of the optimizer; a network without batch normalisation may need 0.001
 OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd"
 WEIGHT_DECAY = 0.0001  # pull of the weights towards zero a step, relative to the learning rate; 0 = none
 LOSS = "categorical_crossentropy"  # or "categorical_focal_crossentropy" (hard pictures count more)
@@ -93,7 +93,7 @@ ESP_DL_TARGETS = ["esp32s3"]  # chips: "esp32" (for S2, C3, C5 and C6 too), "esp
 ESP_DL_MODE = "ptq"  # "ptq", "tqt" (trained thresholds), "mixed" (worst two layers in 16 bits), "auto" (best)
 ESP_DL_MIN_AGREEMENT = 0.97  # share of pictures an .espdl file must read like Keras (up to a tenth apart) to be written
 QAT_EPOCHS = 5  # epochs of quantisation-aware training, after the EPOCHS of float training
-QAT_LEARNING_RATE = 0.03  # highest step size of quantisation-aware training, as a share of LEARNING_RATE
+QAT_LEARNING_RATE = 0.006  # highest step size of quantisation-aware training, as a share of LEARNING_RATE
 QUANTIZED_IO_TYPE = "int8"  # input and output of the quantised file: "int8" (pixel - 128), "uint8" (pixel), "float32"
 CALIBRATION_IMAGES = 2000  # training pictures that set the ranges of the quantised file, 100..10,000
 DEPLOY_TARGETS = ["tflite_micro"]  # devices to write for: "tflite_micro", "ai_on_the_edge", "esphome"

@@ -13,7 +13,7 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
     """A 3x3 stem of 48, residual blocks of 80, 144, 144, 224 and 224 filters, pooled in between, dense 256, dropout.
 
     With a third of the weights it read meters never seen 0.4 points worse. To train it afresh takes a graphics card; to
-    teach and to be fine-tuned doesn't.
+    teach and to be fine-tuned doesn't. The dense layer is normalised, too: else its ReLUs die at the usual rate.
     """
     image, x = _blocks.image_input(input_shape)
     x = _blocks.conv_bn_relu(x, 48)
@@ -22,6 +22,7 @@ def build(input_shape: tuple[int, int, int], nb_classes: int) -> keras.Model:
         for _ in range(blocks):
             x = _blocks.residual(x, filters)
     x = layers.Flatten()(x)
-    x = layers.Dense(256, activation="relu", kernel_initializer=_blocks.KERNEL_INITIALIZER)(x)
+    x = layers.Dense(256, use_bias=False, kernel_initializer=_blocks.KERNEL_INITIALIZER)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
     x = layers.Dropout(0.3)(x)
     return keras.Model(image, _blocks.logits(x, nb_classes), name="high_accuracy_validator")

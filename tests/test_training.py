@@ -42,6 +42,20 @@ def test_learns(fit):
     assert max(row["val_accuracy"] for row in fitted.rows) > 0.42
 
 
+@pytest.mark.slow
+def test_the_largest_network_outlives_the_first_steps_at_the_default_rate(tiny, tmp_path):
+    settings = tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 2500}], batch_size=64)
+    splits = loader.load(settings)
+    keras.utils.set_random_seed(settings.seed)
+    model = models.get("high_accuracy_validator").build(settings.input_shape, settings.nb_classes)
+    training.fit(model, splits, settings, tmp_path)
+    features = keras.Model(model.input, model.layers[-1].input)
+    # As in training: the moving averages are far behind after so few steps.
+    alive = (keras.ops.convert_to_numpy(features(splits.pool.images(splits.validation), training=True)) > 0).any(axis=0)
+    # Without normalisation in front of them 3 % of these 256 ReLUs still answer, and the rest never learn again.
+    assert alive.mean() > 0.9
+
+
 def test_best_model_file_is_the_best_epoch(fit):
     fitted, folder, splits = fit(epochs=4, learning_rate=0.003)
     losses = [row["val_loss"] for row in fitted.rows]
