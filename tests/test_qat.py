@@ -77,7 +77,7 @@ def test_qat_wins_back_what_unbalanced_channels_cost(trained):
     quantized = fake_quant.quantize(odd, calibration)
     after_ptq = right(export.integer_tflite(quantized, "int8"), splits)
     assert balanced - after_ptq > 0.05, "the channels were to cost something"
-    settings = dataclasses.replace(settings, qat_epochs=5, qat_learning_rate=0.3)
+    settings = dataclasses.replace(settings, qat_epochs=5, qat_learning_rate=0.06)
     training.fit_quantized(quantized, splits, settings)
     after_qat = right(export.integer_tflite(quantized, "int8"), splits)
     assert after_qat - after_ptq >= 2 / 3 * (balanced - after_ptq)
