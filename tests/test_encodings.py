@@ -110,7 +110,7 @@ def test_a_first_layer_for_pixels_that_were_scaled_before_says_nothing(tmp_path,
     model.save(tmp_path / "a.keras")
     for file in (stored(tmp_path, foreign.as_float(model)), tmp_path / "a.keras"):
         assert not recognizers.load(file, NOWHERE).facts.known
-        assert (measuring.read(file, encodings.PIXEL_RANGES[1], foreign.pictures())[0] == DIGITS).all()
+        assert (measuring.read(file, encodings.UNIT, foreign.pictures())[0] == DIGITS).all()
 
 
 def test_weights_of_sixteen_bits(tmp_path):

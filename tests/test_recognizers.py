@@ -9,7 +9,7 @@ import pytest
 from scipy.special import softmax
 
 from tests import device_files, foreign_files
-from utils import confidence, encodings, espdl_file, frontier, micro, model_archive, recognizers, tflite_file
+from utils import confidence, encodings, espdl_file, frontier, labels, micro, model_archive, recognizers, tflite_file
 from utils.encodings import EncodingError
 from utils.errors import UserError
 from utils.recognizers import RecognizerError
@@ -105,8 +105,8 @@ def test_esp_dl_files_read_as_their_own_interpreter_says(tmp_path):
     assert (classes == logits.argmax(axis=1)).all()
     np.testing.assert_allclose(confidences, confidence.of(logits))
     # This one says nothing of its pixels, and is fed with another range if that is tried.
-    assert (model.facts.known, model.facts.pixels) == (False, encodings.PIXEL_RANGES[2])
-    tried = recognizers.load(model.file, NOWHERE, encodings.PIXEL_RANGES[1])
+    assert (model.facts.known, model.facts.pixels) == (False, encodings.OWN)
+    tried = recognizers.load(model.file, NOWHERE, encodings.UNIT)
     inputs = np.rint(images / 255 * 128).clip(-128, 127).astype(np.int8)
     expected = confidence.of(espdl_run.outputs(sample.model, inputs).astype(float))
     np.testing.assert_allclose(recognizers.decide(tried, images)[1], expected)
@@ -291,9 +291,9 @@ def test_an_esp_dl_file_of_ours_says_its_range_and_reads_like_the_tflite_file():
     names = ("digit_recognizer_v6_esp32s3.espdl", "digit_recognizer_v6_quantized.tflite")
     models = [recognizers.load(folder / name, NOWHERE) for name in names]
     (classes, confidences), (others, other_confidences) = [recognizers.decide(model, images) for model in models]
-    pixels = encodings.PIXEL_RANGES[2]
+    pixels = encodings.OWN
     assert models[0].facts == recognizers.Facts("100 tenths, logits", "int8", pixels, True, 12_676, 1_035_392)
-    assert (np.abs((classes - others + 50) % 100 - 50) <= 1).sum() >= 29
+    assert (labels.ring_distance(classes, others, 100) <= 1).sum() >= 29
     assert np.abs(confidences - other_confidences).mean() < 0.05
 
 

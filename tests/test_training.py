@@ -13,13 +13,13 @@ from utils.augmentation import Augmentation
 
 @pytest.fixture
 def fit(tiny, tmp_path):
-    """Trains cnn32 on tiny data in ``<tmp_path>/<name>``; returns what ``training.fit`` does, and the folder."""
+    """Trains a network on tiny data in ``<tmp_path>/<name>``; returns what ``training.fit`` does, and the folder."""
 
-    def run(name="run", prepare=None, until=None, **overrides):
+    def run(name="run", prepare=None, until=None, architecture="cnn32", **overrides):
         settings = tiny(**overrides)
         splits = loader.load(settings)
         keras.utils.set_random_seed(settings.seed)
-        model = models.get("cnn32").build(settings.input_shape, settings.nb_classes)
+        model = models.get(architecture).build(settings.input_shape, settings.nb_classes)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         if prepare:
@@ -43,12 +43,10 @@ def test_learns(fit):
 
 
 @pytest.mark.slow
-def test_the_largest_network_outlives_the_first_steps_at_the_default_rate(tiny, tmp_path):
-    settings = tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 2500}], batch_size=64)
-    splits = loader.load(settings)
-    keras.utils.set_random_seed(settings.seed)
-    model = models.get("high_accuracy_validator").build(settings.input_shape, settings.nb_classes)
-    training.fit(model, splits, settings, tmp_path)
+def test_the_largest_network_outlives_the_first_steps_at_the_default_rate(fit):
+    source = {"name": "s", "type": "synthetic", "count": 2500}
+    _, folder, splits = fit(architecture="high_accuracy_validator", data_sources=[source], batch_size=64)
+    model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
     features = keras.Model(model.input, model.layers[-1].input)
     # As in training: the moving averages are far behind after so few steps.
     alive = (keras.ops.convert_to_numpy(features(splits.pool.images(splits.validation), training=True)) > 0).any(axis=0)
