@@ -229,15 +229,6 @@ def test_what_cannot_be_converted_is_refused_before_the_training(tiny, monkeypat
     assert "odd_float.tflite" in outcome.results["files"]
 
 
-def test_a_teacher_that_does_not_fit_leaves_no_run_folder(tiny, tmp_path):
-    image = keras.Input((32, 20, 1))
-    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
-    keras.Model(image, keras.layers.Dense(10)(x), name="other").save(tmp_path / "other.keras")
-    (outcome,) = train(tiny(teachers=[str(tmp_path / "other.keras")]))
-    assert outcome.error and outcome.results is None
-    assert not runs.Path(tiny().output_dir).exists()
-
-
 def test_checkpoints_are_kept_on_demand(tiny):
     (outcome,) = train(tiny(), keep_checkpoints=True)
     kept = {path.name for path in (outcome.run_dir / "checkpoints").iterdir()}

@@ -146,5 +146,6 @@ def import_tensorflow(memory_growth: bool, threads: int = 0) -> None:
             return
         import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        if threads:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.get_logger().setLevel("INFO" if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else "ERROR")

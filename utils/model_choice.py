@@ -1,11 +1,14 @@
-"""Which trained model is meant by an option or a setting, and what it asks of the settings; Keras is not needed."""
+"""Which trained model is meant by an option or a setting, and what it asks of the settings.
+
+Keras, which takes seconds, is imported only to load a model that ``TEACHERS`` or ``START_FROM`` names.
+"""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from utils import model_archive, runs
+from utils import console, model_archive, model_files, runs
 from utils import settings as settings_module
 from utils.model_archive import ModelFileError, one_sentence, printable
 from utils.model_files import Identity, check_teacher
@@ -123,10 +126,14 @@ def check_named(settings: Settings, *architectures: str) -> None:
     Warns of a ``START_FROM`` that may have learnt from what will be measured on.
 
     Raises:
-        ModelFileError: what :func:`teachers` and :func:`start` say.
+        ModelFileError: what :func:`teachers`, :func:`start` and :func:`model_files.load` say.
     """
-    teachers(settings)
+    named = teachers(settings)
     file = start(settings, *architectures)
+    for model in (*named, *([file] if file else [])):
+        # How it ends and what its weights are, only Keras can tell.
+        console.import_tensorflow(settings.gpu_memory_growth)
+        model_files.load(model)
     of_run = trained_with(file) if file else {}
     # Pixels draw the lots.
     for name in (*OF_SPLIT, "input_height", "input_width"):

@@ -93,13 +93,12 @@ def check(names: list[str], settings: Settings) -> None:
     """Refuses architectures, before a search for instance, that :func:`train` would not begin to train.
 
     Raises:
-        UserError: one is no model of this toolkit's kind, can't become what the settings ask for, or a teacher is none.
+        UserError: one is no model of this toolkit's kind, or can't become what the settings ask for.
     """
     for name in names:
         architecture = models.get(name)
         model = architecture.build(settings.input_shape, settings.nb_classes)
         _check(model, name, settings, quantization.resolve(settings, name, architecture.quantizable))
-    _check_teachers(settings)
 
 
 def train_side_by_side(names: list[str], settings: Settings, options: Options, jobs: int) -> list[Outcome]:
@@ -319,7 +318,6 @@ def _run(
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
         _check(model, architecture.name, settings, mode)
-        _check_teachers(settings)
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
     with runs.hold(run_dir):
@@ -345,11 +343,6 @@ def _check(model: keras.Model, name: str, settings: Settings, mode: Quantization
     file = f"models/{name}.py"
     model_files.check_built(model, file)
     _check_quantizable(model, file, settings, mode)
-
-
-def _check_teachers(settings: Settings) -> None:
-    for teacher in model_choice.teachers(settings):
-        model_files.load(teacher)
 
 
 def _check_quantizable(model: keras.Model, file: str, settings: Settings, mode: QuantizationMode) -> None:
