@@ -37,7 +37,7 @@ def tune(arguments: argparse.Namespace) -> int:
 
     devices.check(settings)
     runs.check_output(settings)
-    model_choice.check_named(settings)
+    model_choice.check_named(settings, *search_space.architectures(settings, search_space.axes(settings)))
     splits = loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import tuning

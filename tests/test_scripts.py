@@ -279,6 +279,7 @@ DIGITS_ON_THE_EDGE = [ZOO_DIGITS, "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
         ("report.py", ["--help"], "RUN_DIR"),
         ("tuner.py", ["--help"], "--trials N"),
         ("tuner.py", ["--model", "cnn23"], "'cnn23': did you mean cnn32?"),
+        ("tuner.py", ["--model", "cnn32", "--set", f"START_FROM={ZOO_DIGITS!r}"], ", to be trained is cnn32"),
         ("tuner.py", ["--trials", "0"], "--trials: needs a number of at least 1"),
         ("tuner.py", ["--set", "TUNER_OPTIMIZERS=['adm']"], "TUNER_OPTIMIZERS: OPTIMIZER = 'adm': accepted are 'adam'"),
         ("tuner.py", ["--set", "TUNER_AXES={'EPOCHS': [1]}"], "TUNER_AXES EPOCHS: no axis, known are WEIGHT_DECAY"),

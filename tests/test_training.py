@@ -356,12 +356,14 @@ def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(t
     assert record.getMessage().startswith("START_FROM was trained with INPUT_HEIGHT = 48, not 32: it may have learnt")
 
 
-def test_start_from_pictures_of_another_size_is_refused(trained_run):
+def test_start_from_pictures_of_another_size_is_refused(trained_run, tiny):
     outcome, _, _ = trained_run
     source = model_files.load(model_choice.find(outcome.run_dir, outcome.run_dir))
     other = models.get(source.name).build((*source.input_shape[1:3], 3), 10)
     with pytest.raises(model_archive.ModelFileError, match=r"START_FROM names a cnn32 .*INPUT_CHANNELS"):
         model_files.copy_weights(source, other)
+    with pytest.raises(model_archive.ModelFileError, match=r"START_FROM names a cnn32 .*INPUT_HEIGHT"):
+        model_choice.check_named(tiny(start_from=str(outcome.run_dir), input_height=48), "cnn32")
 
 
 def test_digits_that_start_from_tenths_read_the_tenths_nearest_digit(rng):

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import models
 from utils import console, model_archive, model_files, runs
 from utils import settings as settings_module
 from utils.model_archive import ModelFileError, one_sentence, printable
@@ -126,14 +127,15 @@ def check_named(settings: Settings, *architectures: str) -> None:
     Warns of a ``START_FROM`` that may have learnt from what will be measured on.
 
     Raises:
-        ModelFileError: what :func:`teachers`, :func:`start` and :func:`model_files.load` say.
+        ModelFileError: what :func:`teachers`, :func:`start`, :func:`model_files.load` and
+            :func:`model_files.copy_weights` say.
     """
-    named = teachers(settings)
-    file = start(settings, *architectures)
-    for model in (*named, *([file] if file else [])):
-        # How it ends and what its weights are, only Keras can tell.
-        console.import_tensorflow(settings.gpu_memory_growth)
-        model_files.load(model)
+    for teacher in teachers(settings):
+        _loaded(teacher, settings)
+    if file := start(settings, *architectures):
+        found = _loaded(file, settings)
+        for name in architectures:
+            model_files.copy_weights(found, models.get(name).build(settings.input_shape, settings.nb_classes))
     of_run = trained_with(file) if file else {}
     # Pixels draw the lots.
     for name in (*OF_SPLIT, "input_height", "input_width"):
@@ -142,6 +144,12 @@ def check_named(settings: Settings, *architectures: str) -> None:
                 "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
                 *(name.upper(), of_run[name], given),
             )
+
+
+def _loaded(file: Path, settings: Settings) -> Any:
+    # How it ends, and what its weights are, only Keras can tell.
+    console.import_tensorflow(settings.gpu_memory_growth)
+    return model_files.load(file)
 
 
 def start(settings: Settings, *architectures: str) -> Path | None:
