@@ -289,6 +289,16 @@ def test_few_pictures_are_enough_for_three_parts(tiny, picture_folder):
     assert min(len(part) for part in parts(splits).values()) == 1
 
 
+def test_a_test_source_of_weight_0_is_left_out(tiny, picture_folder):
+    own, off = source(picture_folder("own", {"a": 40})), source("nowhere", "off", weight=0)
+    held = source(picture_folder("held", {"b": 7}), "held", weight=0.1)
+    splits = loader.load(tiny(data_sources=[own], test_sources=[off, held]))
+    assert set(splits.measured) == {"test", "held"}
+    assert len(splits.measured["held"]) == 7
+    with pytest.raises(DataError, match="every source in TEST_SOURCES has weight 0: nothing is left to measure on"):
+        loader.load(tiny(data_sources=[own], test_sources=[off], test_share=0))
+
+
 def test_weights_of_nothing_and_shared_folders_are_refused(tiny, picture_folder):
     folder = picture_folder("own", {"a": 12})
     with pytest.raises(DataError, match="weight 0"):

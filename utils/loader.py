@@ -167,10 +167,15 @@ def calibration_images(splits: Splits, count: int, seed: int) -> np.ndarray:
 
 
 def _parse(settings: Settings) -> tuple[list[DataSource], list[DataSource]]:
-    used = [source for source in sources.parse_sources(settings.data_sources, "DATA_SOURCES") if source.weight > 0]
-    tested = list(sources.parse_sources(settings.test_sources, "TEST_SOURCES"))
+    declared = {"DATA_SOURCES": settings.data_sources, "TEST_SOURCES": settings.test_sources}
+    used, tested = (
+        [source for source in sources.parse_sources(entries, name) if source.weight > 0]
+        for name, entries in declared.items()
+    )
     if not used:
         raise DataError("every source in DATA_SOURCES has weight 0: nothing is left to train on")
+    if not (tested or settings.test_share):
+        raise DataError("TEST_SHARE = 0 and every source in TEST_SOURCES has weight 0: nothing is left to measure on")
     trained_on = {source.path.resolve(): source.name for source in used if source.path}
     for source in tested:
         if source.path and source.path.resolve() in trained_on:
