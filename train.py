@@ -48,7 +48,7 @@ def train(arguments: argparse.Namespace) -> int:
     from utils import loader, model_choice, targets
 
     targets.check(settings)
-    devices.check(settings)
+    devices.check(settings, arguments.use_tuner)
     if fresh := not (arguments.resume or arguments.list):
         runs.check_output(settings)
         model_choice.check_named(settings, *names)

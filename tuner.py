@@ -35,7 +35,7 @@ def tune(arguments: argparse.Namespace) -> int:
     console.set_up(arguments.debug)
     from utils import loader, model_choice
 
-    devices.check(settings)
+    devices.check(settings, searching=True)
     runs.check_output(settings)
     model_choice.check_named(settings, *search_space.architectures(settings, search_space.axes(settings)))
     splits = loader.load(settings)

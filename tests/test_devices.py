@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tensorflow
 
-from utils import devices, evaluation, loader, model_files, runs, tuning
+import train
+import tuner
+from utils import console, devices, evaluation, loader, model_files, runs
 from utils import settings as settings_module
 
 SMALL = {"data_sources": [{"name": "synthetic", "type": "synthetic", "count": 240}], "augment": False}
@@ -78,8 +80,19 @@ def test_what_only_tensorflow_does_is_refused_elsewhere(tiny, monkeypatch):
     with pytest.raises(devices.DeviceError, match="GPUS = 2 needs TensorFlow and Keras runs on jax"):
         devices.check(tiny(gpus=2))
     settings = tiny(nb_classes=100, tuner_objective="int8_within_0.1")
+    devices.check(settings)
     with pytest.raises(devices.DeviceError, match=r"TUNER_OBJECTIVE = .* needs TensorFlow"):
-        tuning.search(settings, None)
+        devices.check(settings, searching=True)
+
+
+@pytest.mark.parametrize(("door", "search"), [(tuner, []), (train, ["--use_tuner"])])
+def test_a_search_that_needs_tensorflow_is_refused_before_the_pictures(door, search, monkeypatch, capsys):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(loader, "load", lambda settings: pytest.fail("pictures were read"))
+    monkeypatch.setattr(console, "set_up", lambda debug: None)
+    given = ["--set", "TUNER_OBJECTIVE='int8_within_0.1'", "--set", "NB_CLASSES=100"]
+    assert door.main([*search, *given]) == 2
+    assert "TUNER_OBJECTIVE = 'int8_within_0.1' needs TensorFlow and Keras runs on jax" in capsys.readouterr().err
 
 
 def test_one_device_is_not_looked_for(tiny, monkeypatch):

@@ -33,12 +33,16 @@ def require_tensorflow(what: str) -> None:
         raise DeviceError(f"{what} needs TensorFlow and Keras runs on {backend}: install it and unset KERAS_BACKEND")
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, searching: bool = False) -> None:
     """Refuses more ``GPUS`` than this machine has, before anything long; TensorFlow is imported only to count them.
+
+    ``searching``: hyper-parameters are searched, by a score that only TensorFlow's files may have.
 
     Raises:
         DeviceError: there are fewer, or Keras has another backend than TensorFlow.
     """
+    if searching and settings.tuner_objective != "val_accuracy":
+        require_tensorflow(f"TUNER_OBJECTIVE = {settings.tuner_objective!r}")
     if settings.gpus == 1:
         return
     require_tensorflow(f"GPUS = {settings.gpus}")

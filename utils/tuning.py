@@ -56,12 +56,9 @@ def search(settings: Settings, splits: Splits) -> Search | None:
 
     Raises:
         SearchError: nothing fits the limits, the objective does not suit the model, or the system refuses a file.
-        DeviceError: the objective is that of a quantised file and Keras does not run on TensorFlow.
         ModelFileError: a teacher, or what ``START_FROM`` names, is gone or doesn't fit.
         RunError: ``OUTPUT_DIR`` can't be written to, or another process makes the same search.
     """
-    if settings.tuner_objective != "val_accuracy":
-        devices.require_tensorflow(f"TUNER_OBJECTIVE = {settings.tuner_objective!r}")
     role = search_space.role()
     axes = search_space.axes(settings)
     signature = search_space.signature(settings, axes, splits.fingerprint, _read_along(settings, axes))
