@@ -38,7 +38,9 @@ def test_what_the_manifest_says(built, content):
         **{"height": 32, "width": 20, "channels": 1, "channel_order": "GRAY"},
         **{"dtype": "int8", "scale": 1 / 128, "zero_point": 0, "encoding": "int8 = pixel - 128"},
     }
-    assert (entry["output"]["count"], entry["output"]["meaning"]) == (10, "logits")
+    output = tflite_file.read(content).output
+    numbers = {"dtype": "int8", "scale": output.scale, "zero_point": output.zero_point}
+    assert entry["output"] == {**numbers, "count": 10, "meaning": "logits"}
     assert entry["classes"]["names"] == "class = digit"
     assert entry["recommended_confidence"] == 0.6
     assert entry["operators"] == ["CONV_2D", "FULLY_CONNECTED", "MAX_POOL_2D", "RESHAPE"]
@@ -62,6 +64,7 @@ def test_colour_tenths_and_probabilities():
     assert entry["input"]["encoding"] == "float32 = pixel 0..255"
     assert entry["output"]["meaning"] == "probabilities"
     assert entry["classes"]["names"] == "class / 10 = digit.tenth"
+    assert entry["classes"]["decoding"].endswith(manifest.CONFIDENCES[100])
     assert entry["recommended_confidence"] is None
 
 
@@ -160,6 +163,8 @@ def test_the_text_for_esphome():
     text = manifest.companion_text("a_esphome.tflite", content, 10, 10240)
     assert "Input shape: [1, 32, 20, 1] (batch, height, width, channels: grey)\n" in text
     assert "Input type: uint8 (uint8 = pixel 0..255)\n" in text
+    output = tflite_file.read(content).output
+    assert f"Output type: uint8 (scale {output.scale}, zero point {output.zero_point})\n" in text
     assert "Classes: 10 (class = digit)\n" in text
     assert "Recommended tensor arena: 15 KB\n" in text
     # The way the component finds the operators to compile in.

@@ -30,6 +30,10 @@ def test_its_files_are_those_of_its_papers(folder):
     for entry in papers["files"]:
         content = (folder / entry["name"]).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["bytes"])
+        count, origin = entry["classes"]["count"], manifest.Training(**entry["training"])
+        made = manifest.file_entry(entry["name"], content, count, None, entry["scores"], origin)
+        for key in ("input", "output", "classes", "operators"):
+            assert made[key] == entry[key]
     assert (folder / results_of(folder)["recommended"]).is_file()
 
 
