@@ -301,6 +301,11 @@ def test_what_goes_with_a_file_is_written(made, trained, tmp_path):
     assert {path.name for path in project.iterdir()} >= {name, "cnn32_esp32p4_debug.espdl", "main.cpp", "picture.h"}
     assert (project / name).read_bytes() == file.release
     assert "UNSURE_BELOW = 0.812500f;" in (project / "main.cpp").read_text()
+    splits, header = trained[2], (project / "picture.h").read_text()
+    shown = splits.measured["test"][:1]
+    assert f"#define PICTURE_CLASS {splits.pool.classes(shown)[0]}\n" in header
+    first = ", ".join(map(str, splits.pool.images(shown)[0, 0].ravel().astype(int) - 128))
+    assert f"    {first},\n" in header
 
 
 def test_a_stranger_file_is_no_model():
