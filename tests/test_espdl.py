@@ -214,7 +214,8 @@ def test_a_tenth_beside_keras_is_read_alike_two_tenths_are_not(rng):
 
 def test_the_gate_refuses_what_reads_otherwise_than_keras(made, pictures):
     images, reference = pictures
-    verdict = check(made["esp32s3"][1], images, np.roll(reference, 1, axis=1))
+    odd = np.arange(len(reference))[:, None] % 4 == 0
+    verdict = check(made["esp32s3"][1], images, np.where(odd, np.roll(reference, 1, axis=1), reference))
     assert not verdict.accepted
     assert "of the pictures like the Keras model; 94.0% are needed" in verdict.reasons[0]
 
