@@ -38,7 +38,8 @@ def test_every_device_gets_its_file(everywhere):
     assert {name: verdict["accepted"] for name, verdict in outcome.results["devices"].items()} == {
         "tflite_micro": True, "ai_on_the_edge": True, "esphome": True,
     }  # fmt: skip
-    assert "Unique operator types" in (outcome.run_dir / "cnn32_esphome.txt").read_text()
+    text = (outcome.run_dir / "cnn32_esphome.txt").read_text()
+    assert "Unique operator types" in text and "Recommended tensor arena: not measured" not in text
     assert [path.name for path in outcome.run_dir.glob("*.txt")] == ["cnn32_esphome.txt"]
     assert session.refusals(outcome) == []
     assert outcome.results["recommended"] == "cnn32_quantized.tflite"
@@ -67,6 +68,7 @@ def test_manifest_tells_what_a_firmware_needs(everywhere):
     assert entry["scores"]["test"]["accuracy"] == outcome.results["files"][entry["name"]]["sets"]["test"]["accuracy"]
     assert by_name["dig-class100_0007_s2_q.tflite"]["input"]["channels"] == 3
     assert by_name["cnn32_esphome.tflite"]["targets"] == ["esphome"]
+    assert all(entry["training"]["mode"] == "QAT" for entry in papers["files"])
 
 
 @pytest.mark.slow
