@@ -283,10 +283,11 @@ def _start_epoch(trainer: keras.Model, augmentation: Augmentation, settings: Set
 
 def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> None:
     optimizer_class = type(keras.optimizers.get(settings.optimizer))
+    # Plain SGD has learnt next to nothing when the epochs are over.
+    momentum = {"momentum": 0.9, "nesterov": True} if settings.optimizer == "sgd" else {}
+    rate = _learning_rate(settings, steps_per_epoch)
     trainer.compile(
-        optimizer=optimizer_class(
-            learning_rate=_learning_rate(settings, steps_per_epoch), weight_decay=settings.weight_decay
-        ),
+        optimizer=optimizer_class(learning_rate=rate, weight_decay=settings.weight_decay, **momentum),
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
         metrics=["accuracy"],
         jit_compile=XLA,
