@@ -30,7 +30,9 @@ SEED = 42  # start of every random sequence: same seed, same machine, same figur
 BATCH_SIZE = 128  # pictures a training step
 EPOCHS = 30  # upper bound in passes over the training pictures; early stopping may end sooner
 LEARNING_RATE = 0.005  # highest step size of the optimizer; a network without batch normalisation may need 0.001
-OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd" (Nesterov momentum; LEARNING_RATE of 0.05 to 0.2)
+# "adam" and "adamw" are the same (WEIGHT_DECAY apart from the gradient), "sgd" has Nesterov's momentum and needs a
+# LEARNING_RATE of 0.05 to 0.2.
+OPTIMIZER = "adamw"  # "adam", "adamw", "nadam", "rmsprop" or "sgd"
 WEIGHT_DECAY = 0.0001  # pull of the weights towards zero a step, relative to the learning rate; 0 = none
 LOSS = "categorical_crossentropy"  # or "categorical_focal_crossentropy" (hard pictures count more)
 LABEL_SPREAD = 1.0  # tenths that a label may be off: its target is shared with the classes so near; 0 = hard labels
@@ -72,7 +74,7 @@ AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 RETRAIN_MAX_DROP = 0.2  # points (hundredths) that retrain.py lets an old test set lose, else the result is REJECTED
 
 # --- Hyper-parameter search (tuner.py) --------------------------------------------------------------------------------
-TUNER_OPTIMIZERS = ["adam", "adamw", "nadam", "rmsprop", "sgd"]  # values of OPTIMIZER to try
+TUNER_OPTIMIZERS = ["adamw", "nadam", "rmsprop", "sgd"]  # values of OPTIMIZER to try
 TUNER_LEARNING_RATES = [0.001, 0.003, 0.005, 0.01]  # values of LEARNING_RATE to try
 TUNER_BATCH_SIZES = [32, 64, 128, 256]  # values of BATCH_SIZE to try
 TUNER_AXES = {}  # further parameters to try, such as {"LABEL_SMOOTHING": [0.0, 0.1], "AUGMENT_CONTRAST": [0.3, 0.5]}
