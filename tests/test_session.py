@@ -345,21 +345,33 @@ def test_a_run_without_a_recommended_confidence_says_what_that_takes(trained_run
 
 
 @pytest.mark.parametrize(
-    ("data", "weight", "new_then", "said"),
-    [("own", 1.0, [], True), ("own/a", 1.0, [], True), ("own", 0.0, [], False), ("own", 9.0, ["own"], False)],
+    ("data", "weight", "new_then", "aside_then", "said"),
+    [
+        *(("own", 1.0, [], 12, True), ("own/a", 1.0, [], 12, True), ("own", 0.0, [], 0, False)),
+        # A fine-tuning learns all of few pictures; what it keeps aside of many is kept aside now, too.
+        *(("own", 9.0, ["own"], 0, True), ("own", 9.0, ["own"], 36, False)),
+    ],
 )
+@pytest.mark.parametrize("fine_tuned_since", [False, True])
 def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
-    tiny, tmp_path, picture_folder, caplog, data, weight, new_then, said
+    tiny, tmp_path, picture_folder, caplog, data, weight, new_then, aside_then, said, fine_tuned_since
 ):
     own = {"name": "own", "type": "filename", "path": str(picture_folder("own", {"a": 120})), "weight": weight}
     settings = tiny()
     settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, own])
+    dealt = {"sources": [{"name": "own", "measured": aside_then}]}
     runs.save_settings(tmp_path, settings, "cnn32", "")
-    runs.write_json(tmp_path / runs.RESULTS_FILE, {"training": {"new": new_then}})
+    runs.write_json(tmp_path / runs.RESULTS_FILE, {"training": {"new": new_then}, "data": dealt})
+    model = tmp_path / runs.BEST_MODEL_FILE
+    if fine_tuned_since:
+        (tmp_path / "since").mkdir()
+        runs.save_settings(tmp_path / "since", tiny(), "cnn32", "", fine_tuned_from=str(model))
+        runs.write_json(tmp_path / "since" / runs.RESULTS_FILE, {"training": {"new": []}, "data": {"sources": []}})
+        model = tmp_path / "since" / runs.BEST_MODEL_FILE
     again = dataclasses.replace(
         settings, data_sources=[*settings.data_sources[:-1], {**own, "path": str(tmp_path / data), "weight": 300.0}]
     )
     splits = loader.load(again, ["own"], aside_from=100)
     assert len(splits.measured["own (kept aside)"]) == 36
-    session._warn_of_learnt(tmp_path / runs.BEST_MODEL_FILE, Plan(new=("own",)), again, splits)
+    session._warn_of_learnt(model, Plan(new=("own",)), again, splits)
     assert ('may have learnt what is kept aside, so "own (kept aside)" looks better' in caplog.text) == said

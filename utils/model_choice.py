@@ -73,17 +73,20 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
 
 
 def learnt_folders(path: Path) -> set[Path]:
-    """Folders that the model's run dealt out by its own split; none if it is of no run.
+    """Folders whose pictures the model's run, or one that it was fine-tuned from, may have learnt; none if of no run.
 
-    Of the new pictures of a fine-tuning others are kept aside, the same the next time, so those folders are none.
+    What a fine-tuning keeps aside of new pictures is the same the next time, so those folders are none; where it kept
+    none aside, as of few pictures, it has learnt them all.
     """
     try:
         saved, results = (
             json.loads((path.parent / name).read_text()) for name in (runs.SETTINGS_FILE, runs.RESULTS_FILE)
         )
         found = [one for one in saved["settings"]["data_sources"] if "path" in one and one.get("weight", 1)]
-        new = results["training"].get("new", ())
-        return {Path(one["path"]).expanduser().resolve() for one in found if one["name"] not in new}
+        began, new = saved.get("fine_tuned_from"), results["training"].get("new", ())
+        kept_aside = {one["name"] for one in results["data"]["sources"] if one["name"] in new and one["measured"]}
+        learnt = {Path(one["path"]).expanduser().resolve() for one in found if one["name"] not in kept_aside}
+        return learnt | (learnt_folders(Path(began)) if began else set())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return set()
 
