@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import errno
+import re
 
 import keras
 import numpy as np
@@ -334,6 +335,18 @@ def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_ru
     fit("whole", **options, until=1)
     start.unlink()
     assert len(fit("whole", **options)[0].rows) == 2
+
+
+@pytest.mark.parametrize("kept", [0, 3000, -200])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(fit, kept):
+    _, folder, _ = fit(epochs=2, architecture="digit_recognizer_v6", until=1)
+    (checkpoint,) = (folder / runs.CHECKPOINT_FOLDER).iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    said = rf"{re.escape(str(checkpoint))}: damaged \(.+\); remove it, and --resume trains from the start"
+    with pytest.raises(training.TrainingError, match=said):
+        fit(epochs=2, architecture="digit_recognizer_v6")
+    checkpoint.unlink()
+    assert [row["epoch"] for row in fit(epochs=2, architecture="digit_recognizer_v6")[0].rows] == [1, 2]
 
 
 def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_run, tiny):

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -172,7 +173,8 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     :func:`utils.devices.shared`.
 
     Raises:
-        TrainingError: the loss is not a number any more, or the model has no place for ``DROPOUT``.
+        TrainingError: the loss is not a number any more, the model has no place for ``DROPOUT``, or the checkpoint is
+            damaged.
     """
     keras.utils.set_random_seed(settings.seed)
     checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.npz"), default=None)
@@ -190,9 +192,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         trainer, augmentation = _trainer(model, splits, settings)
         if checkpoint:
             trainer.optimizer.build(trainer.trainable_variables)
-            with np.load(checkpoint, allow_pickle=False) as kept:
-                for variable, name in zip(_state(trainer), kept.files, strict=True):
-                    variable.assign(kept[name])
+            _read_checkpoint(trainer, checkpoint)
     _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch)
 
@@ -333,6 +333,16 @@ def _write_checkpoint(trainer: keras.Model, run_dir: Path, epoch: int) -> None:
     runs.write(folder / f"epoch_{epoch:06d}.npz", lambda partial: np.savez(partial, *arrays))
     for path in older:
         path.unlink()
+
+
+def _read_checkpoint(trainer: keras.Model, checkpoint: Path) -> None:
+    try:
+        with np.load(checkpoint, allow_pickle=False) as kept:
+            for variable, name in zip(_state(trainer), kept.files, strict=True):
+                variable.assign(kept[name])
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        then = "remove it, and --resume trains from the start"
+        raise TrainingError(f"{checkpoint}: damaged ({error}); {then}") from error
 
 
 def _state(trainer: keras.Model) -> list[keras.Variable]:
