@@ -103,9 +103,9 @@ def test_outputs_that_are_no_numbers(tmp_path):
         prediction.read(broken, [put(tmp_path / "a.png")])
 
 
-def saved(tmp_path: Path, readings: list[Reading]) -> list[str]:
+def saved(tmp_path: Path, readings: list[Reading], threshold: float = 0.9) -> list[str]:
     prediction.open_folder(tmp_path / "out")
-    return [path.name for path in prediction.save_unsure(readings, 0.9, tmp_path / "out")]
+    return [path.name for path in prediction.save_unsure(readings, threshold, tmp_path / "out")]
 
 
 def test_unsure_pictures_are_copied_under_their_reading(tmp_path):
@@ -126,6 +126,12 @@ def test_many_pictures_of_one_name_are_copied_with_one_look_at_each_copy(tmp_pat
     assert saved(tmp_path, readings) == names
     assert saved(tmp_path, readings[::-1]) == names[::-1]
     assert len(looks) == 40 + 80
+
+
+def test_a_threshold_of_1_saves_what_was_read_with_certainty_too(tmp_path):
+    readings = [Reading(put(tmp_path / "in" / "x.png"), 34, "3.4", 1.0), Reading(tmp_path / "y", error="damaged")]
+    assert saved(tmp_path, readings, threshold=0.999) == []
+    assert saved(tmp_path, readings, threshold=1.0) == ["3.4_x.png"]
 
 
 def test_a_corrected_label_is_not_undone_by_saving_again(tmp_path):

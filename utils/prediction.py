@@ -115,8 +115,9 @@ def save_unsure(readings: Sequence[Reading], threshold: float, folder: Path) -> 
 
 
 def is_unsure(reading: Reading, threshold: float) -> bool:
-    """Whether a picture was read, but with less confidence than the threshold."""
-    return reading.confidence is not None and reading.confidence < threshold
+    """Whether a picture was read, but with less confidence than the threshold; with a threshold of 1 all are unsure."""
+    # A sure softmax rounds to 1.
+    return reading.confidence is not None and (reading.confidence < threshold or threshold == 1)
 
 
 def as_json(reading: Reading) -> str:
