@@ -349,6 +349,21 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(fit, kept):
     assert [row["epoch"] for row in fit(epochs=2, architecture="digit_recognizer_v6")[0].rows] == [1, 2]
 
 
+@pytest.mark.parametrize("kept", [0, -30, None])
+def test_a_log_that_lacks_rows_is_named_with_the_way_out(fit, kept):
+    _, folder, _ = fit(epochs=2, architecture="digit_recognizer_v6", until=1)
+    (checkpoint,) = (folder / runs.CHECKPOINT_FOLDER).iterdir()
+    history = folder / runs.TRAINING_LOG_FILE
+    whole = history.read_bytes()
+    history.write_bytes(whole.splitlines(keepends=True)[0] if kept is None else whole[:kept])
+    with pytest.raises(training.TrainingError) as raised:
+        fit(epochs=2, architecture="digit_recognizer_v6")
+    said = f"{history}: damaged or cut off; remove {checkpoint}, and --resume trains from the start"
+    assert str(raised.value) == said
+    checkpoint.unlink()
+    assert [row["epoch"] for row in rows_of(fit(epochs=2, architecture="digit_recognizer_v6")[1])] == [1, 2]
+
+
 def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_run, tiny):
     outcome, _, _ = trained_run
     settings = tiny(start_from=str(outcome.run_dir))

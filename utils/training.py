@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -31,6 +32,7 @@ XLA = keras.backend.backend() == "jax"
 # With one, Keras leaves the queue to tf.data, whose tuning thread sleeps for longer and longer (10 ms, 20 ms .. 60 s);
 # the end of an epoch waits for it to wake up, so that short epochs took up to twice their time.
 WORKERS = 2
+FROM_THE_START = "remove {}, and --resume trains from the start"
 
 
 class TrainingError(UserError):
@@ -173,8 +175,8 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
     :func:`utils.devices.shared`.
 
     Raises:
-        TrainingError: the loss is not a number any more, the model has no place for ``DROPOUT``, or the checkpoint is
-            damaged.
+        TrainingError: the loss is not a number any more, the model has no place for ``DROPOUT``, or the checkpoint or
+            the rows beside it are damaged.
     """
     keras.utils.set_random_seed(settings.seed)
     checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.npz"), default=None)
@@ -341,8 +343,7 @@ def _read_checkpoint(trainer: keras.Model, checkpoint: Path) -> None:
             for variable, name in zip(_state(trainer), kept.files, strict=True):
                 variable.assign(kept[name])
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        then = "remove it, and --resume trains from the start"
-        raise TrainingError(f"{checkpoint}: damaged ({error}); {then}") from error
+        raise TrainingError(f"{checkpoint}: damaged ({error}); {FROM_THE_START.format('it')}") from error
 
 
 def _state(trainer: keras.Model) -> list[keras.Variable]:
@@ -353,7 +354,14 @@ def _state(trainer: keras.Model) -> list[keras.Variable]:
 def _rows(checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
     """The rows of the epochs that the checkpoint has behind it."""
     epochs = int(checkpoint.name.split("_")[1].split(".")[0])
-    with (run_dir / runs.TRAINING_LOG_FILE).open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)][:epochs]
+    history = run_dir / runs.TRAINING_LOG_FILE
+    try:
+        with history.open(newline="") as file:
+            kept = list(itertools.islice(csv.DictReader(file), epochs))
+        rows = [{name: float(value) for name, value in row.items()} for row in kept]
+    except (OSError, TypeError, ValueError):
+        rows = []
+    if len(rows) < epochs:
+        raise TrainingError(f"{history}: damaged or cut off; {FROM_THE_START.format(checkpoint)}")
     log.info("resuming %s after epoch %d", run_dir, epochs)
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
