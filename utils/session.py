@@ -109,7 +109,9 @@ def train_side_by_side(names: list[str], settings: Settings, options: Options, j
         # A pool of its own for each, since a process that dies breaks its whole pool.
         with processes.pool(1) as process:
             try:
-                return process.submit(_in_process, name, settings, options, threads).result()
+                # By itself, and first: where the next call is unpacked TensorFlow would be imported with all it says.
+                process.submit(console.import_tensorflow, settings.gpu_memory_growth, threads).result()
+                return process.submit(_in_process, name, settings, options).result()
             except concurrent.futures.process.BrokenProcessPool:
                 # Only its process knew the folder.
                 then = "go on with train.py --resume and its run folder, if the log above names one"
@@ -287,9 +289,8 @@ def _to_flash(results: dict) -> list[str]:
     return [f"the file for {target} is {file}" for target, file in runs.device_files(results).items()]
 
 
-def _in_process(name: str, settings: Settings, options: Options, threads: int) -> Outcome:
+def _in_process(name: str, settings: Settings, options: Options) -> Outcome:
     console.set_up(options.debug)
-    console.import_tensorflow(settings.gpu_memory_growth, threads)
     return _attempt(name, settings, options, loader.load(settings))
 
 
