@@ -80,5 +80,11 @@ def test_modes_are_those_of_the_settings():
     assert {name for names in espdl.TRIED.values() for name in names} == set(espdl.RECIPES)
 
 
+def test_accumulators_are_as_wide_as_the_chips():
+    widths = {name: chip.accumulator_bits["int8"] for name, chip in chips.CHIPS.items()}
+    # What is taken to fit, and doesn't, makes another reading.
+    assert widths == {"esp32": 32, "esp32s3": 20, "esp32p4": 32}
+
+
 def test_file_names():
     assert chips.file_name("cnn32", "esp32p4") == "cnn32_esp32p4.espdl"
