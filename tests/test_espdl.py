@@ -95,14 +95,18 @@ def test_the_chips_byte_is_the_pixel_less_128(made, pictures):
     assert np.array_equal(espdl_run.run(model, bytes_of_the_device) * steps, espdl_run.logits(model, images[:20]))
 
 
-def test_the_logits_differences_are_kept(made, pictures):
+def test_the_logits_differences_are_kept(made, trained, pictures):
     images, reference = pictures
-    logits = espdl_run.logits(espdl_file.read(made["esp32p4"][1].release), images)
+    model = espdl_file.read(made["esp32p4"][1].release)
+    logits = espdl_run.logits(model, images)
     sure = np.partition(reference, -2, axis=1)[:, -2:]
     found = np.partition(logits, -2, axis=1)[:, -2:]
     # The two largest: the rest may lie below what the 8 bits reach.
     error = (found[:, 1] - found[:, 0]) - (sure[:, 1] - sure[:, 0])
     assert abs(np.median(error)) < 0.1 * np.median(sure[:, 1] - sure[:, 0])
+    # The smallest power of two that leaves no more than 16 % off both ends.
+    _, largest = fake_quant.folded(trained[1])
+    assert 0.84 <= 127 * 2.0 ** model.outputs[0].exponents[0] / largest < 1.69
 
 
 def test_test_values_are_in_the_debug_file_only(made):
@@ -220,6 +224,19 @@ def test_the_gate_refuses_what_reads_otherwise_than_keras(made, pictures):
     assert "of the pictures like the Keras model; 94.0% are needed" in verdict.reasons[0]
 
 
+def test_a_file_is_held_against_the_trained_model_by_the_share_of_the_settings(made, trained, monkeypatch):
+    model, quantized, splits, settings = trained
+    other = keras.models.clone_model(model)
+    other.set_weights(
+        [*model.get_weights()[:-2], *(np.roll(weight, 1, axis=-1) for weight in model.get_weights()[-2:])]
+    )
+    monkeypatch.setattr(espdl, "export", lambda *_: made["esp32s3"][1])
+    settings = dataclasses.replace(settings, esp_dl_targets=["esp32s3"], esp_dl_min_agreement=0.75)
+    ((_, _, verdict),) = espdl_deployment.make(other, quantized, splits, settings)
+    (reason,) = verdict.reasons
+    assert reason.endswith(" of the pictures like the Keras model; 75.0% are needed")
+
+
 def test_the_gate_catches_one_flipped_weight(made, pictures):
     file = made["esp32s3"][1]
     model = espdl_file.read(file.debug)
@@ -301,6 +318,7 @@ def test_what_goes_with_a_file_is_written(made, trained, tmp_path):
     project = tmp_path / "espdl_esp32p4" / "main"
     assert {path.name for path in project.iterdir()} >= {name, "cnn32_esp32p4_debug.espdl", "main.cpp", "picture.h"}
     assert (project / name).read_bytes() == file.release
+    assert (project / "cnn32_esp32p4_debug.espdl").read_bytes() == file.debug
     assert "UNSURE_BELOW = 0.812500f;" in (project / "main.cpp").read_text()
     splits, header = trained[2], (project / "picture.h").read_text()
     shown = splits.measured["test"][:1]
