@@ -24,7 +24,10 @@ def everywhere(tmp_path_factory):
         calibration_images=200, use_qat=True, deploy_targets=list(targets.TARGETS), model_version="0007",
         output_dir=str(tmp_path_factory.mktemp("everywhere")),
     )  # fmt: skip
-    outcome = train(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        # After five epochs none would be recommended, and the papers are to have one.
+        patch.setattr(session.confidence, "recommended", lambda *_: 0.8125)
+        outcome = train(settings)
     assert outcome.error == ""
     return outcome, settings
 
@@ -40,6 +43,7 @@ def test_every_device_gets_its_file(everywhere):
     }  # fmt: skip
     text = (outcome.run_dir / "cnn32_esphome.txt").read_text()
     assert "Unique operator types" in text and "Recommended tensor arena: not measured" not in text
+    assert "Recommended confidence: 0.8125\n" in text
     assert [path.name for path in outcome.run_dir.glob("*.txt")] == ["cnn32_esphome.txt"]
     assert session.refusals(outcome) == []
     assert outcome.results["recommended"] == "cnn32_quantized.tflite"
@@ -69,6 +73,7 @@ def test_manifest_tells_what_a_firmware_needs(everywhere):
     assert by_name["dig-class100_0007_s2_q.tflite"]["input"]["channels"] == 3
     assert by_name["cnn32_esphome.tflite"]["targets"] == ["esphome"]
     assert all(entry["training"]["mode"] == "QAT" for entry in papers["files"])
+    assert all(entry["recommended_confidence"] == 0.8125 for entry in papers["files"])
 
 
 @pytest.mark.slow
@@ -87,7 +92,9 @@ def test_golden_pictures_prove_the_files(everywhere):
 
 @pytest.mark.parametrize("better", ["ptq", "qat"])
 def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monkeypatch, better, caplog):
-    def spoil(quantized, *_):
+    trained, for_chips = [], []
+
+    def spoil(quantized):
         weights = quantized.get_layer("logits").get_weights()
         quantized.get_layer("logits").set_weights([-weights[0], weights[1]])
         return quantized
@@ -95,16 +102,30 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
     if better == "qat":  # what is spoilt before the training, the training mends
         quantize = deployment.fake_quant.quantize
         monkeypatch.setattr(deployment.fake_quant, "quantize", lambda *given: spoil(quantize(*given)))
-    monkeypatch.setattr(deployment.training, "fit_quantized", spoil)
+    monkeypatch.setattr(deployment.training, "fit_quantized", lambda quantized, *_: trained.append(spoil(quantized)))
+    monkeypatch.setattr(
+        deployment.espdl_deployment, "make", lambda model, quantized, *_: for_chips.append(quantized) or ()
+    )
+    calls = []
+    for name in ("fold", "taken_out"):
+        act = getattr(deployment.temperature, name)
+        monkeypatch.setattr(
+            deployment.temperature, name, lambda *given, act=act, name=name: calls.append(name) or act(*given)
+        )
     source = {"name": "s", "type": "synthetic", "count": 2000}
     learnt = {"data_sources": [source], "epochs": 3, "learning_rate": 0.003, "augment": False}
-    outcome = train(tiny(use_qat=True, deploy_targets=["tflite_micro", "esphome"], **learnt))
+    devices = {"deploy_targets": ["tflite_micro", "esphome"], "esp_dl_quantize": True}
+    outcome = train(tiny(use_qat=True, **devices, **learnt))
+    # Trained on at the size of logits that training asks for, then made to say how sure it is once more.
+    assert calls == ["fold", "taken_out", "fold"]
+    assert (for_chips[0] is trained[0]) == (better == "qat")
     lesser = f"cnn32_{'qat' if better == 'ptq' else 'ptq'}.tflite"
     score = {name: entry["sets"]["test"]["accuracy"] for name, entry in outcome.results["files"].items()}
     assert score["cnn32_quantized.tflite"] == score["cnn32_esphome.tflite"] > score[lesser] + 0.1
     assert outcome.results["recommended"] == "cnn32_quantized.tflite"
     assert lesser not in session.summary([outcome]).split("the file for")[1]
     assert ("that stays" in caplog.text) == (better == "ptq")
+    assert f"{lesser} reads only " in caplog.text
 
 
 def test_of_equal_states_that_before_the_training_stays_and_a_refused_one_is_not_compared(trained_run):
@@ -160,6 +181,11 @@ def test_what_a_device_will_refuse_is_said_before_training(tiny, caplog):
         deployment.foresee(models.get(name).build(settings.input_shape, 100), settings)
     (text,) = (text for text in caplog.messages if "will refuse" in text)
     assert text.startswith("ai_on_the_edge will refuse digit_recognizer_v4 once it is trained: operator MEAN")
+    # Of ten digits it needs probabilities, which the network gets for this device alone.
+    caplog.clear()
+    settings = tiny(deploy_targets=["ai_on_the_edge"], label_spread=5.0)
+    deployment.foresee(models.get("digit_recognizer_v6").build(settings.input_shape, 10), settings)
+    assert caplog.messages == []
 
 
 def test_few_calibration_pictures_are_warned_about(tiny, caplog):
