@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import labels, loader, retraining, review, session
+from utils import evaluation, labels, loader, model_files, retraining, review, session
 from utils.plans import Plan
 from utils.retraining import judge
 
@@ -149,11 +149,18 @@ def test_learning_bad_pictures_reads_more_of_them(retrained):
 
 
 @pytest.mark.slow
-def test_the_page_has_every_bad_picture(retrained):
-    outcome, _, _, folder = retrained
+def test_the_page_has_every_bad_picture(retrained, trained_run):
+    outcome, _, splits, folder = retrained
     page = (outcome.run_dir / "review.html").read_text(encoding="utf-8")
     assert page.count("<li ") == 60
     assert all(path.name in page for path in folder.iterdir())
+    # What the old Keras model reads of each, and what the file that is flashed does.
+    bad = np.flatnonzero(splits.pool.source_ids == 1)
+    files = (trained_run[0].run_dir / "best_model.keras", outcome.run_dir / outcome.results["recommended"])
+    old = evaluation.keras_logits(model_files.load(files[0]), splits.pool.images(bad))
+    new = evaluation.file_logits(files[1].name, files[1].read_bytes(), splits.pool.images(bad))
+    entries = retraining._reviewed(splits, bad, old, new, splits.measured["bad (kept aside)"])
+    assert page == review.page(f"Failed readings, {outcome.run_dir.name}", entries, 10, str(folder))
 
 
 def test_reviewed_entries_say_what_both_models_read(retrained):
