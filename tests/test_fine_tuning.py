@@ -201,15 +201,25 @@ def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_drawn_digits_settle_no_other_confidence(known, tmp_path, monkeypatch):
+    taught_by = []
+
+    def make_surer(model, teacher, *_):
+        taught_by.append(teacher)
+        model.layers[-1].set_weights([2 * weight for weight in model.layers[-1].get_weights()])
+        return 0.0
+
     path, settings, splits = known
-    monkeypatch.setattr(fine_tuning, "fit", lambda *_: 0.0)
+    monkeypatch.setattr(fine_tuning, "fit", make_surer)
     settings = dataclasses.replace(settings, output_dir=str(tmp_path / "runs"))
     old = tmp_path / "best_model.keras"
     shutil.copy(path, old)
     (tmp_path / "results.json").write_text(json.dumps({"recommended_confidence": 0.4321}))
     lesson = session.prepare(old, Plan(new=("meter",)), settings)
     results = session.fine_tune(lesson, settings, splits).results
-    assert (results["recommended_confidence"], results["temperature"]) == (0.4321, 1.0)
+    assert results["recommended_confidence"] == 0.4321
+    # What the old model is sure of, the new one is.
+    assert results["temperature"] == pytest.approx(2, abs=0.01)
+    assert taught_by[0] is lesson.old
     # With a photograph among the validation pictures they are asked.
     photograph = np.flatnonzero(~np.isin(splits.pool.source_ids, splits.drawn))[:1]
     mixed = dataclasses.replace(splits, validation=np.append(splits.validation, photograph))
