@@ -159,7 +159,8 @@ def test_fine_tunes_the_newest_run_on_a_new_meter(trained, meter, tmp_path):
     (given,) = run_folders(work / "exported_models")
     shutil.copytree(given, tmp_path / "exported_models" / given.name)
     before = (given / "best_model.keras").read_bytes()
-    done = call(*TINY, "--data", meter, "--epochs", "1", "--strategy", "last_layer", door="fine-tune.py", cwd=tmp_path)
+    arguments = ("--data", meter, "--epochs", "1", "--strategy", "last_layer", "--learning_rate_multiplier", "0.2")
+    done = call(*TINY, *arguments, "--set", "LEARNING_RATE=0.005", door="fine-tune.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"taking exported_models/{given.name}" in done.stderr
     assert "strategy last_layer: 2570 of 189642 parameters train" in done.stderr
@@ -168,6 +169,7 @@ def test_fine_tunes_the_newest_run_on_a_new_meter(trained, meter, tmp_path):
     )
     (folder,) = [path for path in run_folders(tmp_path / "exported_models") if path.name.endswith("_finetuned")]
     results = json.loads((folder / "results.json").read_text())
+    assert (results["training"]["epochs"], results["training"]["learning_rate"]) == (1, 0.001)
     assert results["before"]["sets"]["test"]["n"] == results["files"]["cnn32_quantized.tflite"]["sets"]["test"]["n"]
     assert " before " in done.stdout
     assert "all pictures are learnt from, so the table says only what else is still read" in done.stdout
