@@ -58,6 +58,7 @@ def test_all_quantised_files_of_a_run_read_nearly_alike(everywhere):
     assert scores[0]["accuracy"] == pytest.approx(scores[1]["accuracy"], abs=0.005)
     assert scores[0]["accuracy"] == pytest.approx(scores[2]["accuracy"], abs=0.03)
     assert all(0 <= score["ties"] < 0.2 for score in scores)
+    assert all(score["at_recommended_confidence"]["coverage"] < 1 for score in scores)
 
 
 @pytest.mark.slow
