@@ -74,7 +74,7 @@ AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 RETRAIN_MAX_DROP = 0.2  # points (hundredths) that retrain.py lets an old test set lose, else the result is REJECTED
 
 # --- Hyper-parameter search (tuner.py) --------------------------------------------------------------------------------
-TUNER_OPTIMIZERS = ["adamw", "nadam", "rmsprop", "sgd"]  # values of OPTIMIZER to try
+TUNER_OPTIMIZERS = ["adamw", "nadam", "rmsprop"]  # values of OPTIMIZER to try; the rates below are too low for "sgd"
 TUNER_LEARNING_RATES = [0.001, 0.003, 0.005, 0.01]  # values of LEARNING_RATE to try
 TUNER_BATCH_SIZES = [32, 64, 128, 256]  # values of BATCH_SIZE to try
 TUNER_AXES = {}  # further parameters to try, such as {"LABEL_SMOOTHING": [0.0, 0.1], "AUGMENT_CONTRAST": [0.3, 0.5]}
