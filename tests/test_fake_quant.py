@@ -99,7 +99,7 @@ def test_the_clone_computes_what_the_model_does(case, images):
     expected, logits = (evaluation.keras_logits(one, images) for one in (model, quantized))
     # Lower logits than the last range has are cut off by design, the more the surer a network is.
     expected = np.clip(expected, *logits_range(quantized))
-    assert np.corrcoef(expected.ravel(), logits.ravel())[0, 1] > 0.9995
+    assert np.corrcoef(expected.ravel(), logits.ravel())[0, 1] > 0.999
     assert not any(isinstance(layer, layers.BatchNormalization) for layer in quantized.layers)
 
 
