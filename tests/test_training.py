@@ -337,31 +337,27 @@ def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_ru
     assert len(fit("whole", **options)[0].rows) == 2
 
 
-@pytest.mark.parametrize("kept", [0, 3000, -200])
-def test_a_damaged_checkpoint_is_named_with_the_way_out(fit, kept):
-    _, folder, _ = fit(epochs=2, architecture="digit_recognizer_v6", until=1)
-    (checkpoint,) = (folder / runs.CHECKPOINT_FOLDER).iterdir()
-    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
-    said = rf"{re.escape(str(checkpoint))}: damaged \(.+\); remove it, and --resume trains from the start"
-    with pytest.raises(training.TrainingError, match=said):
-        fit(epochs=2, architecture="digit_recognizer_v6")
-    checkpoint.unlink()
-    assert [row["epoch"] for row in fit(epochs=2, architecture="digit_recognizer_v6")[0].rows] == [1, 2]
-
-
-@pytest.mark.parametrize("kept", [0, -30, None])
-def test_a_log_that_lacks_rows_is_named_with_the_way_out(fit, kept):
-    _, folder, _ = fit(epochs=2, architecture="digit_recognizer_v6", until=1)
+def test_a_damaged_checkpoint_or_log_is_named_with_the_way_out(fit):
+    options = {"epochs": 2, "architecture": "digit_recognizer_v6"}
+    _, folder, _ = fit(**options, until=1)
     (checkpoint,) = (folder / runs.CHECKPOINT_FOLDER).iterdir()
     history = folder / runs.TRAINING_LOG_FILE
-    whole = history.read_bytes()
-    history.write_bytes(whole.splitlines(keepends=True)[0] if kept is None else whole[:kept])
-    with pytest.raises(training.TrainingError) as raised:
-        fit(epochs=2, architecture="digit_recognizer_v6")
-    said = f"{history}: damaged or cut off; remove {checkpoint}, and --resume trains from the start"
-    assert str(raised.value) == said
+    weights, rows = checkpoint.read_bytes(), history.read_bytes()
+    for kept in (weights[:0], weights[:3000], weights[:-200]):
+        checkpoint.write_bytes(kept)
+        said = rf"{re.escape(str(checkpoint))}: damaged \(.+\); remove it, and --resume trains from the start"
+        with pytest.raises(training.TrainingError, match=said):
+            fit(**options)
+    checkpoint.write_bytes(weights)
+    for kept in (rows[:0], rows[:-30], rows.splitlines(keepends=True)[0]):
+        history.write_bytes(kept)
+        with pytest.raises(training.TrainingError) as raised:
+            fit(**options)
+        way_out = f"remove {checkpoint}, and --resume trains from the start"
+        assert str(raised.value) == f"{history}: damaged or cut off; {way_out}"
     checkpoint.unlink()
-    assert [row["epoch"] for row in rows_of(fit(epochs=2, architecture="digit_recognizer_v6")[1])] == [1, 2]
+    fit(**options)
+    assert [row["epoch"] for row in rows_of(folder)] == [1, 2]
 
 
 def test_start_from_another_architecture_is_refused_before_it_is_loaded(trained_run, tiny):
