@@ -111,6 +111,15 @@ def trained_run(tmp_path_factory):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """A door called in this process must refuse what it is given before it reads a picture."""
+    from utils import console, loader
+
+    monkeypatch.setattr(loader, "load", lambda settings: pytest.fail("pictures were read"))
+    monkeypatch.setattr(console, "set_up", lambda debug: None)
+
+
+@pytest.fixture
 def browser(tmp_path):
     """A browser without a window; tests that need it are skipped where there is none."""
     if BROWSER is None:

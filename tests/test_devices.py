@@ -10,7 +10,7 @@ import tensorflow
 
 import train
 import tuner
-from utils import console, devices, evaluation, loader, model_files, runs
+from utils import devices, evaluation, loader, model_files, runs
 from utils import settings as settings_module
 
 SMALL = {"data_sources": [{"name": "synthetic", "type": "synthetic", "count": 240}], "augment": False}
@@ -86,10 +86,8 @@ def test_what_only_tensorflow_does_is_refused_elsewhere(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(("door", "search"), [(tuner, []), (train, ["--use_tuner"])])
-def test_a_search_that_needs_tensorflow_is_refused_before_the_pictures(door, search, monkeypatch, capsys):
+def test_a_search_that_needs_tensorflow_is_refused_before_the_pictures(door, search, no_pictures, monkeypatch, capsys):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    monkeypatch.setattr(loader, "load", lambda settings: pytest.fail("pictures were read"))
-    monkeypatch.setattr(console, "set_up", lambda debug: None)
     given = ["--set", "TUNER_OBJECTIVE='int8_within_0.1'", "--set", "NB_CLASSES=100"]
     assert door.main([*search, *given]) == 2
     assert "TUNER_OBJECTIVE = 'int8_within_0.1' needs TensorFlow and Keras runs on jax" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import models
-from utils import evaluation, export, fake_quant, tflite_file
+from utils import evaluation, export, fake_quant, pictures, tflite_file
 
 
 def plain(x):
@@ -209,8 +209,7 @@ def test_rgb_input_reads_grey_pictures_alike(images):
     assert np.corrcoef(expected.ravel(), logits.ravel())[0, 1] > 0.998
     assert fake_quant.with_rgb_input(rgb) is rgb
     colours = (images * (1, 0.4, 0.1)).astype(np.uint8)
-    grey = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in colours])[..., None]
-    pair = (evaluation.keras_logits(quantized, grey), evaluation.keras_logits(rgb, colours))
+    pair = (evaluation.keras_logits(quantized, pictures.grey(colours)), evaluation.keras_logits(rgb, colours))
     assert np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1] > 0.9995
     content = export.integer_tflite(rgb, "float32")
     from_file = evaluation.tflite_logits(content, np.repeat(images, 3, axis=-1))

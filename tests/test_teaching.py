@@ -4,7 +4,7 @@ import pytest
 
 import models
 import train
-from utils import console, labels, loader, model_archive, model_choice, model_files, runs, training
+from utils import labels, loader, model_archive, model_choice, model_files, runs, training
 from utils.teaching import Teaching
 
 
@@ -129,14 +129,12 @@ def test_a_missing_teacher_is_named(tiny, tmp_path):
 
 @pytest.mark.parametrize(("parameter", "architecture"), [("teachers", "digit_recognizer_v4"), ("start_from", "cnn32")])
 def test_a_model_that_ends_in_probabilities_is_refused_before_the_pictures(
-    parameter, architecture, tmp_path, monkeypatch, capsys
+    parameter, architecture, tmp_path, no_pictures, capsys
 ):
     model = models.get(architecture).build((32, 20, 1), 10)
     softmax = keras.layers.Softmax(name="last")(model.output)
     file, output = tmp_path / "other.keras", tmp_path / "out"
     keras.Model(model.input, softmax, name=architecture).save(file)
-    monkeypatch.setattr(loader, "load", lambda settings: pytest.fail("pictures were read"))
-    monkeypatch.setattr(console, "set_up", lambda debug: None)
     given = {"OUTPUT_DIR": str(output), parameter.upper(): [str(file)] if parameter == "teachers" else str(file)}
     options = [part for name, value in given.items() for part in ("--set", f"{name}={value!r}")]
     assert train.main(["--train", "cnn32", *options]) == 2

@@ -34,9 +34,13 @@ def require_tensorflow(what: str) -> None:
 
 
 def check(settings: Settings, searching: bool = False) -> None:
-    """Refuses more ``GPUS`` than this machine has, before anything long; TensorFlow is imported only to count them.
+    """Refuses what this machine or its Keras can't do, before anything long: ``GPUS``, a score that a search goes by.
 
-    ``searching``: hyper-parameters are searched, by a score that only TensorFlow's files may have.
+    TensorFlow is imported only to count the former.
+
+    Args:
+        settings: what is asked for.
+        searching: hyper-parameters are searched, so that ``TUNER_OBJECTIVE`` counts.
 
     Raises:
         DeviceError: there are fewer, or Keras has another backend than TensorFlow.

@@ -12,7 +12,6 @@ import models
 from utils import console, model_archive, model_files, runs
 from utils import settings as settings_module
 from utils.model_archive import ModelFileError, one_sentence, printable
-from utils.model_files import Identity, check_teacher
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ def teachers(settings: Settings) -> list[Path]:
         asked = declared(file)
         shape = tuple(asked.get(f"input_{side}", 0) for side in ("height", "width", "channels"))
         if all(shape) and "nb_classes" in asked:
-            check_teacher(Identity(str(file), shape, asked["nb_classes"]), settings)
+            model_files.check_teacher(model_files.Identity(str(file), shape, asked["nb_classes"]), settings)
     return files
 
 
