@@ -345,18 +345,20 @@ def test_a_run_without_a_recommended_confidence_says_what_that_takes(trained_run
 
 
 @pytest.mark.parametrize(
-    ("data", "weight", "new_then", "aside_then", "said"),
+    ("then", "data", "weight", "new_then", "aside_then", "said"),
     [
-        *(("own", 1.0, [], 12, True), ("own/a", 1.0, [], 12, True), ("own", 0.0, [], 0, False)),
+        *(("own", "own", 1.0, [], 12, True), ("own", "own/a", 1.0, [], 12, True), ("own/a", "own", 1.0, [], 12, True)),
+        *(("own/b", "own/a", 1.0, [], 12, False), ("own", "own", 0.0, [], 0, False)),
         # A fine-tuning learns all of few pictures; what it keeps aside of many is kept aside now, too.
-        *(("own", 9.0, ["own"], 0, True), ("own", 9.0, ["own"], 36, False)),
+        *(("own", "own", 9.0, ["own"], 0, True), ("own", "own", 9.0, ["own"], 36, False)),
     ],
 )
 @pytest.mark.parametrize("fine_tuned_since", [False, True])
 def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
-    tiny, tmp_path, picture_folder, caplog, data, weight, new_then, aside_then, said, fine_tuned_since
+    tiny, tmp_path, picture_folder, caplog, then, data, weight, new_then, aside_then, said, fine_tuned_since
 ):
-    own = {"name": "own", "type": "filename", "path": str(picture_folder("own", {"a": 120})), "weight": weight}
+    picture_folder("own", {"a": 120})
+    own = {"name": "own", "type": "filename", "path": str(tmp_path / then), "weight": weight}
     settings = tiny()
     settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, own])
     dealt = {"sources": [{"name": "own", "measured": aside_then}]}

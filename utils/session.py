@@ -232,10 +232,10 @@ def _warn_of_learnt(model_file: Path, plan: Plan, settings: Settings, splits: Sp
         kept_aside = loader.aside_of(source["name"])
         if source["name"] in plan.new and kept_aside in splits.measured:
             folder = Path(source["path"]).expanduser().resolve()
-            if learnt & {folder, *folder.parents}:
+            if any(one.is_relative_to(folder) or folder.is_relative_to(one) for one in learnt):
                 log.warning(
-                    '%s: %s was trained on this folder and may have learnt what is kept aside, so "%s" looks better'
-                    " than it is; measure on further pictures: benchmark.py RUN OLD_MODEL --data FOLDER",
+                    '%s: %s was trained on pictures of this folder and may have learnt what is kept aside, so "%s"'
+                    " looks better than it is; measure on further pictures: benchmark.py RUN OLD_MODEL --data FOLDER",
                     *(source["path"], model_file, kept_aside),
                 )
 
