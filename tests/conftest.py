@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,34 @@ def earlier_objects_hidden():
         yield
     finally:
         gc.unfreeze()
+
+
+class CtrlC:
+    """Presses Ctrl-C as it comes out of TensorFlow while that builds a graph."""
+
+    def lost(self, *_: object) -> None:
+        """In a finaliser, out of which no exception comes."""
+
+        class Finaliser:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        Finaliser()
+
+    def as_another_error(self, *_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError("failed to convert elements") from None
+
+
+@pytest.fixture
+def ctrl_c(recwarn):
+    """A :class:`CtrlC`; what it loses is warned of, as is expected."""
+    # A background process of a shell has the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield CtrlC()
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError, exit_code
+from utils.errors import UserError, exit_code, stop_if_interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +42,25 @@ def raising(error: BaseException):
 def test_what_the_user_can_mend_is_said_in_one_line(capsys, error, code, said):
     assert exit_code("door.py", raising(error), "stopped") == code
     assert capsys.readouterr() == ("", said)
+
+
+def test_an_interruption_that_was_lost_is_raised_again(ctrl_c, capsys):
+    reached = []
+
+    def work():
+        ctrl_c.lost()
+        reached.append("lost")
+        stop_if_interrupted()
+        return 0
+
+    assert exit_code("door.py", work, "stopped") == 130
+    assert (reached, capsys.readouterr().err.splitlines()[-1]) == (["lost"], "door.py: stopped")
+    stop_if_interrupted()  # that one is over
+
+
+def test_another_error_that_an_interruption_became_is_none(ctrl_c, capsys):
+    assert exit_code("door.py", ctrl_c.as_another_error, "stopped") == 130
+    assert capsys.readouterr().err == "door.py: stopped\n"
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("No module named 'util'", name="util")])

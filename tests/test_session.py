@@ -12,7 +12,8 @@ import pytest
 import models
 from models import _blocks
 from tests.crashing import crash, hang
-from utils import evaluation, export, loader, runs, session
+from utils import evaluation, export, loader, runs, session, training
+from utils.errors import exit_code
 from utils.loader import DataError
 from utils.plans import Plan
 
@@ -234,6 +235,20 @@ def test_checkpoints_are_kept_on_demand(tiny):
     kept = {path.name for path in (outcome.run_dir / "checkpoints").iterdir()}
     # The note that keeps a resumed run from calibrating twice is there if a temperature was found.
     assert kept - {"temperature.json"} == {"epoch_000001.npz"}
+
+
+def test_a_lost_interruption_ends_a_training_with_the_next_batch(tiny, ctrl_c, monkeypatch):
+    start_epoch = training._start_epoch
+    monkeypatch.setattr(training, "_start_epoch", lambda *arguments: ctrl_c.lost(start_epoch(*arguments)))
+    settings = tiny()
+    assert exit_code("train.py", lambda: len(train(settings)), "stopped") == 130
+    (run_dir,) = runs.Path(settings.output_dir).iterdir()
+    assert not (run_dir / runs.TRAINING_LOG_FILE).exists()
+
+
+def test_an_interruption_that_became_another_error_is_no_failed_model(tiny, ctrl_c, monkeypatch):
+    monkeypatch.setattr(training, "_start_epoch", ctrl_c.as_another_error)
+    assert exit_code("train.py", lambda: len(train(tiny())), "stopped") == 130
 
 
 def cut_power(monkeypatch) -> None:

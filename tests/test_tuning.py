@@ -17,6 +17,7 @@ from models import _blocks
 from tests.conftest import earlier_objects_hidden
 from utils import evaluation, export, loader, model_files, oracle, search_space, smoothing, training, trials, tuning
 from utils import settings as settings_module
+from utils.errors import exit_code
 from utils.search_space import SearchError
 from utils.trials import Outcome
 
@@ -484,6 +485,12 @@ def test_the_int8_objective_is_the_exported_files_score(small, tmp_path):
     images, tenths = splits.pool.images(splits.validation), splits.pool.tenths[splits.validation]
     predicted = evaluation.tflite_logits(content, images).argmax(axis=1)
     assert outcome.score == evaluation.metrics(predicted, tenths, 100)["within_0.1"]
+
+
+def test_an_interruption_that_became_another_error_is_no_failed_trial(small, splits, tmp_path, ctrl_c, monkeypatch):
+    monkeypatch.setattr(training, "fit", ctrl_c.as_another_error)
+    trial = {"batch_size": 64}, small(), splits, tmp_path / "trial", 1
+    assert exit_code("tuner.py", lambda: len(tuning.run_trial(*trial).error), "stopped") == 130
 
 
 def test_a_batch_that_does_not_fit_memory_fails_its_trial_alone(small, splits, monkeypatch):

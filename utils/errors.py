@@ -1,11 +1,16 @@
-"""The one kind of error that is the user's to mend, and how an entry script ends with it."""
+"""The one kind of error that is the user's to mend, Ctrl-C, and how an entry script ends with them."""
 
+import contextlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 BACKENDS = ("tensorflow", "jax", "torch")  # what Keras can compute with
+
+_interrupted = threading.Event()
 
 
 class UserError(Exception):
@@ -30,6 +35,37 @@ def missing_backend(error: Exception) -> str | None:
     return f"{error.name}, which Keras is to compute with, is not installed: {hint}"
 
 
+def stop_if_interrupted() -> None:
+    """Raises KeyboardInterrupt once more if Ctrl-C has done so before, within :func:`exit_code`.
+
+    While TensorFlow builds a graph it is often lost, in a finaliser of Python's, or comes out as another error.
+    """
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _interrupt(*_: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    # A background process of a shell has the signal ignored, and keeps it so.
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    except Exception:
+        stop_if_interrupted()
+        raise
+    finally:
+        _interrupted.clear()
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
     """What an entry script ends with: the exit code of ``work``, 2 for the user's error, 130 for Ctrl-C.
 
@@ -47,7 +83,8 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
         # A terminal that lacks a file name's letters is no reason to stop.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = work()
+        with _interruptible():
+            code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:

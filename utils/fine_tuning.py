@@ -170,7 +170,7 @@ def fit(
         # Each batch is made for its place: shuffling would only change which.
         shuffle=False,
         verbose=0,
-        callbacks=[training.progress(f"{model.name} fine-tuning")],
+        callbacks=training.attended(f"{model.name} fine-tuning"),
     )
     if not all(np.isfinite(weight.numpy()).all() for weight in model.weights):
         raise FineTuningError("the weights are no numbers any more: set a lower learning rate")

@@ -37,7 +37,7 @@ from utils import (
     training,
     worst_readings,
 )
-from utils.errors import UserError, in_words
+from utils.errors import UserError, in_words, stop_if_interrupted
 from utils.loader import Splits
 from utils.plans import Plan
 from utils.quantization import QuantizationMode
@@ -297,12 +297,13 @@ def _in_process(name: str, settings: Settings, options: Options) -> Outcome:
 def _attempt(name: str, settings: Settings, options: Options, splits: Splits, run_dir: Path | None = None) -> Outcome:
     try:
         return _run(models.get(name), settings, options, splits, run_dir)
-    except UserError as error:
-        log.error("%s: %s", name, error)
-        return Outcome(name, run_dir, None, str(error))
     except OSError as error:
         return stopped_by_system(name, run_dir, error, settings, "go on with train.py --resume and the run's folder")
     except Exception as error:
+        stop_if_interrupted()
+        if isinstance(error, UserError):
+            log.error("%s: %s", name, error)
+            return Outcome(name, run_dir, None, str(error))
         # One model of a list must not take the others with it; the traceback tells what happened.
         log.error("%s failed:\n%s", name, traceback.format_exc())
         return Outcome(name, run_dir, None, f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ from tqdm.keras import TqdmCallback
 from utils import devices, labels, model_choice, model_files, runs, temperature
 from utils.augmentation import Augmentation, random_state
 from utils.console import interactive
-from utils.errors import UserError
+from utils.errors import UserError, stop_if_interrupted
 from utils.loader import Pool, Splits
 from utils.settings import Settings
 from utils.teaching import Teaching
@@ -161,9 +161,11 @@ class EpochLine(keras.callbacks.Callback):
         log.info("%s: epoch %d of %d: %s", self.description, epoch + 1, self.params["epochs"], text)
 
 
-def progress(description: str) -> keras.callbacks.Callback:
-    """A bar on a terminal, else a log line an epoch."""
-    return TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine(description)
+def attended(description: str) -> list[keras.callbacks.Callback]:
+    """What each fit is given: a bar on a terminal, else a log line an epoch; and its end where Ctrl-C was lost."""
+    shown = TqdmCallback(verbose=0, desc=description) if interactive() else EpochLine(description)
+    # At a batch's begin: a hook at its end would make Keras fetch the loss of each.
+    return [shown, keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: stop_if_interrupted())]
 
 
 def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, until: int | None = None) -> Training:
@@ -239,7 +241,7 @@ def _fit(
         validation_data=Batches(splits.pool, splits.validation, 512, smallest=smallest),
         initial_epoch=initial_epoch,
         epochs=settings.epochs,
-        callbacks=[seeds, keeper, progress(description)],
+        callbacks=[seeds, keeper, *attended(description)],
         # Batches shuffles by itself; Keras would shuffle the batches again, from a seed that a resumed run lacks.
         shuffle=False,
         verbose=0,

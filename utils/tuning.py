@@ -32,7 +32,7 @@ from utils import (
     training,
     trials,
 )
-from utils.errors import UserError, in_words
+from utils.errors import UserError, in_words, stop_if_interrupted
 from utils.loader import Splits
 from utils.search_space import Combination, SearchError
 from utils.settings import Settings
@@ -136,6 +136,7 @@ def run_trial(combination: Combination, settings: Settings, splits: Splits, fold
         # A full disk, above all, says nothing against the combination, which would stay FAILED for good.
         raise
     except Exception as error:
+        stop_if_interrupted()
         # A trial that fails, for want of memory or else, must not take the search with it; its row says why.
         log.debug("the trial failed", exc_info=True)
         said = " ".join(str(error).split())[:300]
