@@ -71,7 +71,7 @@ AUGMENT_NOISE = 0.04  # highest standard deviation of the noise, share of 255, d
 AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
 
 # --- Retraining on failed readings ----------------------------------------------------------------------------------
-RETRAIN_MAX_DROP = 0.2  # points (hundredths) that retrain.py lets an old test set lose, else the result is REJECTED
+RETRAIN_MAX_DROP = 0.2  # points (hundredths) an old test set may lose, above 0 one picture at any rate; else REJECTED
 
 # --- Hyper-parameter search (tuner.py) --------------------------------------------------------------------------------
 TUNER_OPTIMIZERS = ["adamw", "nadam", "rmsprop"]  # values of OPTIMIZER to try; the rates below are too low for "sgd"
