@@ -43,7 +43,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
     options = bench.Options(arguments.robustness or bool(arguments.card), arguments.reading, arguments.threshold)
     results = bench.run(arguments.models, pictures, options)
-    print(benchmark_report.summary(results))
+    console.show(benchmark_report.summary(results))
     benchmark_report.write(results, *files)
     return int(any("error" in entry for entry in results["models"]))
 

@@ -38,9 +38,9 @@ def predict(arguments: argparse.Namespace) -> int:
         )
     readings = prediction.read(model, files)
     if arguments.json:
-        print("\n".join(map(prediction.as_json, readings)))
+        console.show("\n".join(map(prediction.as_json, readings)))
     else:
-        print(prediction.summary(readings, model, threshold))
+        console.show(prediction.summary(readings, model, threshold))
     if arguments.save:
         saved = prediction.save_unsure(readings, threshold, arguments.save)
         print(f"{len(set(saved))} unsure pictures are in {arguments.save}: correct their labels", file=sys.stderr)

@@ -34,7 +34,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     runs.check_writable([arguments.csv, arguments.html])
     model = recognizers.load(arguments.model, Path()) if arguments.model else None
     found = inspection.inspect(arguments.sources, model)
-    print(inspection.summary(found))
+    console.show(inspection.summary(found))
     title = f"Inspection of {', '.join(map(str, arguments.sources))}"
     if arguments.csv:
         with runs.written(arguments.csv):

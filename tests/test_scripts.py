@@ -200,6 +200,26 @@ def test_a_benchmark_of_what_is_no_model(meter, tmp_path):
     assert (row["name"], row["accuracy"]) == ("README.md", "")
 
 
+@pytest.mark.parametrize(
+    ("door", "arguments", "written"),
+    [
+        ("predict.py", ["PICTURES", "--model", "MODEL", "--threshold", "1", "--save", "saved"], 24),
+        ("benchmark.py", ["MODEL", "--data", "PICTURES", "--csv", "saved/a.csv", "--json", "saved/a.json"], 2),
+        ("datasets/inspect.py", ["PICTURES", "--csv", "saved/a.csv", "--html", "saved/a.html"], 2),
+    ],
+)
+def test_files_are_written_though_nobody_reads_the_output(meter, tmp_path, door, arguments, written):
+    (tmp_path / "saved").mkdir()
+    places = {"PICTURES": str(meter), "MODEL": str(ROOT / "exported_models" / "zoo" / "v6_tenths")}
+    command = [sys.executable, str(ROOT / door), *(places.get(one, one) for one in arguments)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "saved").iterdir())) == written
+
+
 LOST = "DATA_SOURCES=[{'name': 'a', 'type': 'filename', 'path': 'nowhere'}]"
 
 

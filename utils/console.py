@@ -73,6 +73,14 @@ def set_up(debug: bool = False) -> None:
             logging.getLogger(room).setLevel(logging.DEBUG)
 
 
+def show(text: str) -> None:
+    """Prints a result. Whoever reads may have enough ("| head"): files that are written after it come nevertheless."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def interactive() -> bool:
     """True where a progress bar makes sense: stderr is a terminal."""
     return sys.stderr.isatty()
