@@ -71,13 +71,42 @@ def test_logits_and_probabilities(tmp_path, end, kind):
     np.testing.assert_allclose(confidences, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("heads", [2, 3])
-def test_a_mean_of_probabilities_is_one(tmp_path, heads):
-    image, network = keras.Input(foreign.SIZE), foreign.network(10, end="softmax")
-    model = keras.Model(image, layers.Average()([network(image) for _ in range(heads)]), name="several")
-    model = recognizers.load(stored(tmp_path, foreign.as_float(model)), NOWHERE)
-    assert model.facts.outputs == "10 digits, softmax"
-    np.testing.assert_allclose(recognizers.decide(model, foreign.pictures())[1], np.e**8 / (np.e**8 + 9), atol=1e-4)
+SEVERAL = {
+    "mean of two": lambda head: layers.Average()([head, head]),
+    "mean of three": lambda head: layers.Average()([head, head, head]),
+    "sum": lambda head: layers.Add()([head, head, head]),
+    "mean over places": lambda head: layers.GlobalAveragePooling2D()(layers.Reshape((1, 1, 10))(head)),
+    "form": lambda head: keras.ops.squeeze(keras.ops.expand_dims(head, 1), 1),
+    "percent": lambda head: head * 100,
+}
+
+
+@pytest.mark.parametrize("end", SEVERAL)
+def test_sums_and_means_of_probabilities_are_some(tmp_path, end):
+    network = foreign.network(10, end="softmax")
+    several = keras.Model(network.input, SEVERAL[end](network.output), name="several")
+    several.save(tmp_path / "a.keras")
+    # Bare operations are no layers, so that no such .keras file is loaded.
+    files = [tmp_path / "a.keras"] * (end not in ("form", "percent"))
+    for file in (*files, stored(tmp_path, foreign.as_float(several))):
+        model = recognizers.load(file, NOWHERE)
+        assert model.facts.outputs == "10 digits, softmax"
+        numbers, confidences = recognizers.decide(model, foreign.pictures())
+        assert (numbers == DIGITS).all()
+        np.testing.assert_allclose(confidences, np.e**8 / (np.e**8 + 9), atol=1e-4)
+
+
+def test_probabilities_in_integers_add_up_to_one(tmp_path):
+    network = foreign.network(100, gain=0.25 / 255, end="softmax")
+    file = stored(tmp_path, foreign.as_integers(network, np.float32(foreign.pictures()), "int8"))
+    np.testing.assert_allclose(recognizers.load(file, NOWHERE).probabilities(foreign.pictures()).sum(axis=1), 1)
+
+
+def test_a_product_of_two_networks_is_none_of_probabilities(tmp_path):
+    network = foreign.network(10)
+    gated = layers.Multiply()([layers.Softmax()(network.output), network.output])
+    file = stored(tmp_path, foreign.as_float(keras.Model(network.input, gated, name="gated")))
+    assert recognizers.load(file, NOWHERE).facts.outputs == "10 digits, logits"
 
 
 @pytest.mark.parametrize(

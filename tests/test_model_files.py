@@ -165,9 +165,10 @@ def test_probabilities_at_the_end(file):
     from keras import layers
 
     ends = [layers.Softmax(), layers.Activation("sigmoid"), layers.Dense(10, activation="softmax")]
-    ends.append(layers.Activation("log_softmax"))
+    ends += [layers.Activation("log_softmax"), layers.Dense(10, activation=layers.Softmax())]
     ends.append(lambda x: layers.Reshape((10,))(layers.Softmax()(x)))
-    ends.append(lambda x: layers.Average()([layers.Softmax()(x), layers.Softmax()(layers.Dense(10)(x))]))
+    for several in (layers.Average(), layers.Add()):
+        ends.append(lambda x, both=several: both([layers.Softmax()(x), layers.Softmax()(layers.Dense(10)(x))]))
     for end in ends:
         refused(
             network(file, end), "ends in probabilities .*, but logits are needed; save it without", model_files.load

@@ -126,14 +126,12 @@ def probabilities(outputs: np.ndarray, last: str) -> np.ndarray:
 
     Args:
         outputs: sine and cosine, logits or probabilities.
-        last: ``softmax`` or ``sigmoid`` if that made them, anything else for logits.
+        last: ``softmax`` or ``sigmoid`` if that made them, of several heads a sum too; anything else for logits.
     """
     outputs = outputs.astype(np.float64)
     if outputs.shape[1] == 2:
         return _around(outputs)
-    if last == "softmax":
-        return outputs
-    if last != "sigmoid":
+    if last not in ("softmax", "sigmoid"):
         return confidence.softmax(outputs)
     # What is no number stays so, for the caller to refuse.
     total = outputs.sum(axis=1, keepdims=True)

@@ -22,7 +22,7 @@ from utils.settings import Settings
 # Importing Keras takes seconds, and the doors answer a wrong path at once: only `load` imports it.
 
 MAX_TENSOR_ELEMENTS = 1 << 26  # of one picture's values between two layers
-# How probabilities become shares of the classes: as a softmax's do, or divided by their sum.
+# Which kind of probabilities an activation gives.
 SHARES = {
     "softmax": "softmax",
     "sparsemax": "softmax",
@@ -32,10 +32,11 @@ SHARES = {
 }
 # A log_softmax is logits, too, but nothing to train on.
 PROBABILITIES = (*SHARES, "log_softmax", "log_sigmoid")
-# What the last values may still pass through: it does not tell logits from probabilities. An average is of one kind.
+# What the last values may still pass through: it does not tell logits from probabilities. Sums and averages are of one
+# kind.
 NEUTRAL_ENDS = (
     *("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization"),
-    "Average",
+    *("Add", "Average", "AveragePooling2D", "GlobalAveragePooling2D"),
 )
 
 
@@ -277,13 +278,15 @@ def _check_end(path: Path, model: Any) -> None:
 
 
 def _end(model: Any) -> tuple[Any, str]:
-    """The layer that makes the last values, behind it nothing but form or an average, and its activation."""
+    """The layer that makes the last values, behind it nothing but form, a sum or an average, and its activation."""
     tensor = model.outputs[0]
     while True:
         layer, node_index, _ = tensor._keras_history
-        kind, activation = type(layer).__name__, getattr(getattr(layer, "activation", None), "__name__", "linear")
-        if kind == "Softmax":
+        kind, activation = type(layer).__name__, getattr(layer, "activation", None)
+        # A layer may be another one's activation.
+        if "Softmax" in (kind, type(activation).__name__):
             return layer, "softmax"
+        activation = getattr(activation, "__name__", "linear")
         if kind not in NEUTRAL_ENDS or activation != "linear":
             return layer, activation
         tensor = layer._inbound_nodes[node_index].input_tensors[0]

@@ -68,7 +68,8 @@ class FileFacts:
 
     ``operators`` are the sorted builtin names, each once; ``nodes`` are in the order of execution; ``float_tensors``
     names the float tensors between input and output; ``macs`` counts multiply-accumulates of one run, ``parameters``
-    the constants that were learnt; ``first`` is None if several operators take the input.
+    the constants that were learnt; ``first`` is None if several operators take the input; ``last_operator`` makes the
+    outputs, behind it none but those that change their form, add or average them.
     """
 
     input: TensorFacts
@@ -79,15 +80,7 @@ class FileFacts:
     macs: int
     parameters: int = 0
     first: First | None = None
-
-    @property
-    def last_operator(self) -> str:
-        """The operator that makes the outputs; those that only change their form or average them don't count."""
-        kinds = [node.operator for node in self.nodes if node.operator not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")]
-        if kinds[-2:] == ["ADD", "MUL"]:
-            # A mean: of several softmaxes, for instance.
-            kinds = [kind for kind in kinds if kind not in ("ADD", "MUL")]
-        return kinds[-1] if kinds else ""
+    last_operator: str = ""
 
     @property
     def gives_probabilities(self) -> bool:
@@ -128,6 +121,11 @@ _DTYPES = _names(schema.TensorType, str.lower)
 _PADDINGS = _names(schema.Padding)
 _SIZES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1, "int64": 8, "int16": 2, "int8": 1, "bool": 1}
 
+# What outputs may still pass through: of several softmaxes the sum or mean is one of probabilities, too.
+_NEUTRAL_ENDS = (
+    *("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE"),
+    *("ADD", "MUL", "MEAN", "AVERAGE_POOL_2D"),
+)
 # Which input holds the data; everywhere else it is the first.
 _DATA_INPUT = {"TRANSPOSE_CONV": 2}
 _STRIDED = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "MAX_POOL_2D", "AVERAGE_POOL_2D"}
@@ -158,7 +156,8 @@ def _facts(model: schema.ModelT) -> FileFacts:
     operators = tuple(sorted({node.operator for node in nodes}))
     learnt = _parameters(graph, names, tensors, model.buffers)
     first = _first(graph, names, tensors, model.buffers)
-    return FileFacts(source, target, operators, nodes, tuple(floats), macs, learnt, first)
+    last = _last(graph, names)
+    return FileFacts(source, target, operators, nodes, tuple(floats), macs, learnt, first, last)
 
 
 def _parameters(graph: schema.SubGraphT, names: list[str], tensors: list[TensorFacts], buffers: list) -> int:
@@ -189,6 +188,24 @@ def _first(graph: schema.SubGraphT, names: list[str], tensors: list[TensorFacts]
     ]
     largest = max((float(np.abs(values).max()) for values in constants if values.size), default=None)
     return First(names[takers[0].opcodeIndex], tensors[takers[0].outputs[0]], largest)
+
+
+def _last(graph: schema.SubGraphT, names: list[str]) -> str:
+    makers = {graph.inputs[0]: None}
+    for operator in graph.operators:
+        # What is made of constants alone is one: weights of 16 bits, for instance.
+        if any(number in makers for number in operator.inputs):
+            makers |= dict.fromkeys(operator.outputs, operator)
+    name, number = "", graph.outputs[0]
+    # Each tensor once: a damaged graph may run in a circle.
+    while operator := makers.pop(number, None):
+        name = names[operator.opcodeIndex]
+        computed = [number for number in operator.inputs if number in makers]
+        # A product of two is a gate.
+        if name not in _NEUTRAL_ENDS or not computed or (name == "MUL" and len(computed) > 1):
+            break
+        number = computed[0]
+    return name
 
 
 def _operator_name(code: schema.OperatorCodeT) -> str:
