@@ -75,6 +75,14 @@ def test_a_sequential_comes_as_a_graph(file):
     assert model_files.identity(model_files.load(file)).name == "row"
 
 
+def test_a_sequential_that_saw_no_picture(file):
+    import keras
+    from keras import layers
+
+    keras.Sequential([layers.Rescaling(1 / 128, offset=-1), layers.Flatten(), layers.Dense(10)]).save(file)
+    refused(file, "saved before it saw a picture: put keras.Input.* first, train it and save it", model_files.load)
+
+
 def test_more_weights_than_memory_are_never_made(file):
     config = description()
     config["config"]["layers"][-1]["config"]["units"] = 10**9

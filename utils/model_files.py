@@ -186,6 +186,11 @@ def _skeleton(keras: Any, config: str) -> Any:
 
 
 def _check_sizes(path: Path, skeleton: Any, stored: int) -> None:
+    if not skeleton.built:
+        raise ModelFileError(
+            f"{path}: the model has no weights, for it was saved before it saw a picture: put keras.Input((height, "
+            "width, channels)) first, train it and save it again"
+        )
     # Keras would first make the weights, then miss them in the file.
     count = sum(math.prod(weight.shape) for weight in skeleton.weights)
     if count > stored:
