@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
 from tests import foreign_files as foreign
@@ -140,6 +141,17 @@ def test_a_first_layer_for_pixels_that_were_scaled_before_says_nothing(tmp_path,
     for file in (stored(tmp_path, foreign.as_float(model)), tmp_path / "a.keras"):
         assert not recognizers.load(file, NOWHERE).facts.known
         assert (measuring.read(file, encodings.UNIT, foreign.pictures())[0] == DIGITS).all()
+
+
+def test_a_constant_may_be_an_empty_list(tmp_path):
+    def by_the_brightest(image):
+        return image / keras.ops.reshape(keras.ops.max(image, keepdims=True), ())
+
+    content = foreign.as_float(foreign.network(10, start=by_the_brightest, gain=1.0))
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0)).subgraphs[0]
+    # The shape of a single number.
+    assert [0] in [list(tensor.shape) for tensor in graph.tensors]
+    assert (measuring.read(stored(tmp_path, content), RAW, foreign.pictures())[0] == DIGITS).all()
 
 
 def test_weights_of_sixteen_bits(tmp_path):

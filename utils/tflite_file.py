@@ -217,7 +217,8 @@ def _operator_name(code: schema.OperatorCodeT) -> str:
 def _tensor(tensor: schema.TensorT, buffers: list[schema.BufferT]) -> TensorFacts:
     shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
     dtype = _DTYPES[tensor.type]
-    if min(shape, default=1) < 1:
+    # The shape of a single number is a list without an entry.
+    if min(shape, default=1) < (0 if dtype == "int32" else 1):
         raise ValueError("size below 1")
     buffer = buffers[_index(tensor.buffer, buffers)]
     # Interpreters trust the shape and would read past a short buffer. No data: the tensor is computed.
