@@ -422,3 +422,61 @@ def test_a_handful_of_twins_is_not_kept_aside(tiny, picture_folder, groups, asid
     splits = loader.load(tiny(data_sources=[*tiny().data_sources, source(folder, "new")]), ["new"], 20)
     assert len(splits.measured.get("new (kept aside)", [])) == aside
     assert (np.unique(splits.train) >= 240).sum() == 10 * groups - aside
+
+
+def added(folder, count):
+    """Writes further digits into the folder of meter a."""
+    digits = synthetic.draw(count, 77)
+    return {write_digit(folder / "a", digits, number).name for number in range(count)}
+
+
+def test_what_a_model_has_learnt_of_a_meter_is_not_kept_aside_when_more_pictures_come(tiny, picture_folder, tmp_path):
+    own = [*tiny().data_sources, source(picture_folder("new", {"a": 50}), "new")]
+    before = loader.load(tiny(data_sources=own), ["new"], 100)
+    assert len(before.measured) == 1
+    # Wherever they lie, and under whatever name.
+    shutil.copytree(tmp_path / "new", tmp_path / "moved")
+    further = added(tmp_path / "moved", 70)
+    own[-1] = source(tmp_path / "moved", "new")
+    kept = {}
+    for learnt in (loader.NO_MARKS, before.learnt):
+        splits = loader.load(tiny(data_sources=own), ["new"], 100, learnt)
+        aside = splits.measured["new (kept aside)"]
+        assert np.isin(np.setdiff1d(np.arange(240, 360), aside), splits.train).all()
+        kept[len(learnt)] = {splits.pool.files[index].split("/")[-1] for index in aside}
+    assert len(kept[0]) == 36
+    assert kept[len(before.learnt)] == kept[0] & further < kept[0]
+
+
+def test_what_a_model_has_learnt_is_not_tested_when_its_source_shrinks(tiny, picture_folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    own = [source(picture_folder("own", {"a": 120, "b": 120}))]
+    before = loader.load(tiny(data_sources=own, test_share=0.4))
+    shutil.rmtree(tmp_path / "own" / "b")
+    after = loader.load(tiny(data_sources=own, test_share=0.4))
+    flattering = np.isin(after.marks[after.measured["test"]], before.learnt)
+    assert 0 < flattering.sum() < 0.2 * len(flattering)
+    mended = loader.load(tiny(data_sources=own, test_share=0.4), learnt=before.learnt)
+    np.testing.assert_array_equal(mended.measured["test"], after.measured["test"][~flattering])
+    assert np.isin(after.measured["test"][flattering], mended.train).all()
+    assert f"{flattering.sum()} pictures are not measured on: the model has learnt them or their twins" in caplog.text
+
+
+def test_what_is_kept_aside_is_learnt_if_the_model_knows_nearly_all(tiny, picture_folder):
+    own = [*tiny().data_sources, source(picture_folder("new", {"a": 60}), "new")]
+    splits = loader.load(tiny(data_sources=own), ["new"], 60)
+    aside = splits.measured["new (kept aside)"]
+    for unknown, left in ((3, 3), (2, 0)):
+        again = loader.load(tiny(data_sources=own), ["new"], 60, splits.marks[aside[unknown:]])
+        assert len(again.measured.get("new (kept aside)", [])) == left
+
+
+def test_test_sources_that_a_model_has_learnt_are_told(tiny, picture_folder, caplog):
+    folder = picture_folder("own", {"a": 60})
+    before = loader.load(tiny(data_sources=[source(folder)]))
+    again = tiny(test_sources=[source(folder)])
+    loader.load(again)
+    assert "flatter" not in caplog.text
+    splits = loader.load(again, learnt=before.learnt)
+    assert len(splits.measured["own"]) == 60
+    assert "54 pictures of TEST_SOURCES flatter the model: it has learnt them or their twins" in caplog.text

@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils import runs
@@ -111,3 +112,24 @@ def test_an_output_folder_that_cannot_be_is_refused_first(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(runs.RunError, match=r"OUTPUT_DIR \S+/file/x: \S+/file cannot be written to"):
         runs.check_output(tiny(output_dir=str(tmp_path / "file" / "x")))
+
+
+def test_a_fine_tuned_model_has_learnt_what_the_one_before_had(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    old, new = (tmp_path / name / runs.BEST_MODEL_FILE for name in ("old", "new"))
+    assert runs.learnt(old).tolist() == []
+    runs.save_learnt(old.parent, np.array([2**64 - 1, 5], np.uint64))
+    runs.save_learnt(new.parent, np.array([7, 5], np.uint64), old)
+    assert runs.learnt(new).tolist() == [5, 7, 2**64 - 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", np.arange(3), np.zeros((2, 2), np.uint64), np.array([{}])])
+def test_a_damaged_record_of_what_was_learnt_is_refused(tmp_path, content):
+    path = tmp_path / runs.LEARNT_FILE
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content)
+    with pytest.raises(RunError, match=r"learnt\.npy: not a record of learnt pictures .*; remove it to go on without"):
+        runs.learnt(tmp_path / runs.BEST_MODEL_FILE)

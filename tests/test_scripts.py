@@ -174,6 +174,20 @@ def test_fine_tunes_the_newest_run_on_a_new_meter(trained, meter, tmp_path):
     assert " before " in done.stdout
     assert "all pictures are learnt from, so the table says only what else is still read" in done.stdout
     assert (tmp_path / "exported_models" / given.name / "best_model.keras").read_bytes() == before
+    learnt = [set(runs.learnt(one / "best_model.keras").tolist()) for one in (given, folder)]
+    assert learnt[0] < learnt[1] and len(learnt[1]) == len(learnt[0]) + 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("door", "option"), [("fine-tune.py", "--data"), ("retrain.py", "--bad_images_dir")])
+def test_pictures_that_the_model_has_learnt_are_not_kept_aside(trained, meter, tmp_path, door, option):
+    _, work = trained
+    (given,) = run_folders(work / "exported_models")
+    shutil.copytree(given, tmp_path / "run")
+    (tmp_path / "run" / "learnt.npy").write_bytes(b"damaged")
+    done = call("--model_path", tmp_path / "run", option, meter, door=door, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "learnt.npy: not a record of learnt pictures" in done.stderr
 
 
 @pytest.mark.slow

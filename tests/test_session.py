@@ -20,7 +20,7 @@ from utils.plans import Plan
 FILES = {
     "settings.json", "best_model.keras", "cnn32_float.tflite", "cnn32_quantized.tflite", "training_history.png",
     "manifest.json", "golden", "training_log.csv", "confusion_matrix.png", "worst_predictions.png", "results.json",
-    "worst_readings.json", "report.html",
+    "worst_readings.json", "report.html", "learnt.npy",
     "reliability.png",
 }  # fmt: skip
 
@@ -360,30 +360,30 @@ def test_a_run_without_a_recommended_confidence_says_what_that_takes(trained_run
 
 
 @pytest.mark.parametrize(
-    ("then", "data", "weight", "new_then", "aside_then", "said"),
+    ("then", "data", "weight", "recorded", "said"),
     [
-        *(("own", "own", 1.0, [], 12, True), ("own", "own/a", 1.0, [], 12, True), ("own/a", "own", 1.0, [], 12, True)),
-        *(("own/b", "own/a", 1.0, [], 12, False), ("own", "own", 0.0, [], 0, False)),
-        # A fine-tuning learns all of few pictures; what it keeps aside of many is kept aside now, too.
-        *(("own", "own", 9.0, ["own"], 0, True), ("own", "own", 9.0, ["own"], 36, False)),
+        *(("own", "own", 1.0, False, True), ("own", "own/a", 1.0, False, True), ("own/a", "own", 1.0, False, True)),
+        *(("own/b", "own/a", 1.0, False, False), ("own", "own", 0.0, False, False)),
+        # The loader knows its pictures.
+        ("own", "own", 1.0, True, False),
     ],
 )
 @pytest.mark.parametrize("fine_tuned_since", [False, True])
 def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
-    tiny, tmp_path, picture_folder, caplog, then, data, weight, new_then, aside_then, said, fine_tuned_since
+    tiny, tmp_path, picture_folder, caplog, then, data, weight, recorded, said, fine_tuned_since
 ):
     picture_folder("own", {"a": 120})
     own = {"name": "own", "type": "filename", "path": str(tmp_path / then), "weight": weight}
     settings = tiny()
     settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, own])
-    dealt = {"sources": [{"name": "own", "measured": aside_then}]}
     runs.save_settings(tmp_path, settings, "cnn32", "")
-    runs.write_json(tmp_path / runs.RESULTS_FILE, {"training": {"new": new_then}, "data": dealt})
+    if recorded:
+        runs.save_learnt(tmp_path, loader.NO_MARKS)
     model = tmp_path / runs.BEST_MODEL_FILE
     if fine_tuned_since:
         (tmp_path / "since").mkdir()
         runs.save_settings(tmp_path / "since", tiny(), "cnn32", "", fine_tuned_from=str(model))
-        runs.write_json(tmp_path / "since" / runs.RESULTS_FILE, {"training": {"new": []}, "data": {"sources": []}})
+        runs.save_learnt(tmp_path / "since", loader.NO_MARKS)
         model = tmp_path / "since" / runs.BEST_MODEL_FILE
     again = dataclasses.replace(
         settings, data_sources=[*settings.data_sources[:-1], {**own, "path": str(tmp_path / data), "weight": 300.0}]

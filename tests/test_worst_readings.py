@@ -23,7 +23,9 @@ def make(tenths: list[int], meters: list[int], clusters: list[int] | None = None
         files=tuple(f"{number}.png" for number in range(count)),
         nb_classes=100,
     )
-    return Splits(pool, np.empty(0, int), np.empty(0, int), {}, {}, "", np.array(clusters or range(count)))
+    return Splits(
+        pool, np.empty(0, int), np.empty(0, int), {}, {}, "", np.array(clusters or range(count)), np.arange(count)
+    )
 
 
 def logits(read: list[int], sureness: list[float]) -> np.ndarray:

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 ASIDE_SUFFIX = " (kept aside)"
 TEST_SEED = 2**31  # added to SEED where drawn digits are only measured on: SEED has none as large
 ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to keep some aside
-MIN_ASIDE_CLUSTERS = 10  # fewer groups of twins than that measure nothing
+NO_MARKS = np.empty(0, np.uint64)
+MIN_ASIDE_CLUSTERS = 10  # of fewer groups of twins none are kept aside: the share of them would measure nothing
 
 
 class DataError(UserError):
@@ -65,8 +66,8 @@ class Splits:
     ``train`` and ``validation`` are indices into the pool, ``train`` weighted (pictures repeated or left out);
     ``measured`` maps each test set (``"test"``, what is kept aside of new sources, the ``TEST_SOURCES``) by name to
     indices. ``facts`` describes the data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or
-    the split does; ``clusters`` (N,) has one number for all twins of a picture; ``drawn`` are the numbers of the
-    sources that the project draws.
+    the split does; ``clusters`` (N,) has one number for all twins of a picture; ``marks`` (N,) uint64 tell
+    pictures by their pixels, wherever they lie; ``drawn`` are the numbers of the sources that the project draws.
     """
 
     pool: Pool
@@ -76,7 +77,13 @@ class Splits:
     facts: dict
     fingerprint: str
     clusters: np.ndarray
+    marks: np.ndarray
     drawn: tuple[int, ...] = ()
+
+    @property
+    def learnt(self) -> np.ndarray:
+        """Marks of what a model learns of this; pictures that choose its best epoch count, too."""
+        return np.unique(self.marks[np.union1d(self.train, self.validation)])
 
     def source(self, name: str) -> int:
         """Number of a source in ``pool.source_ids``."""
@@ -88,7 +95,7 @@ def aside_of(source: str) -> str:
     return source + ASIDE_SUFFIX
 
 
-def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> Splits:
+def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, learnt: np.ndarray = NO_MARKS) -> Splits:
     """Reads ``DATA_SOURCES`` and ``TEST_SOURCES``, splits the former, weights its training part.
 
     Args:
@@ -97,6 +104,8 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
             there are at least ``aside_from`` in ten groups of twins; then 30 % of them are kept aside, twins together,
             and measured on under the name that :func:`aside_of` gives.
         aside_from: see there; 0 where a model is trained anew.
+        learnt: marks of what the trained model has learnt already, :attr:`Splits.learnt`: of ``DATA_SOURCES``, neither
+            these pictures nor their twins are measured on.
 
     Raises:
         SourceError: a source is missing, empty or damaged.
@@ -125,8 +134,13 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
         )
     lots = _lots(pool, exact, settings.seed)
     parts = _split(pool, own[~is_new], clusters, drawn, settings, lots)
-    aside, learnt = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
-    parts["train"] = np.concatenate([parts["train"], learnt])
+    aside, taught = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
+    parts["train"] = np.concatenate([parts["train"], taught])
+    marks = twins.marks(itertools.chain(*pool.arrays))
+    known = np.isin(clusters, clusters[np.isin(marks, learnt)])
+    parts, aside = _without_known(parts, aside, known, clusters)
+    if flattering := int(known[held].sum()):
+        log.warning("%d pictures of TEST_SOURCES flatter the model: it has learnt them or their twins", flattering)
     kept = np.concatenate([held, *aside.values()])
     train, validation, left_out = splitting.without_twins(parts, kept, clusters, careless=settings.split_by == "image")
     measured = {"test": parts["test"]} if len(parts["test"]) else {}
@@ -146,7 +160,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0) -> 
     }
     _log_facts(facts, in_epochs=not aside_from)
     fingerprint = _fingerprint(pool, weighted, validation, measured)
-    return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters, tuple(drawn))
+    return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters, marks, tuple(drawn))
 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:
@@ -258,6 +272,23 @@ def _keep_aside(
         learnt.append(mine[parts["train"]])
         aside[aside_of(pool.source_names[number])] = mine[parts["aside"]]
     return aside, np.concatenate([np.empty(0, int), *learnt])
+
+
+def _without_known(
+    parts: dict[str, np.ndarray], aside: dict[str, np.ndarray], known: np.ndarray, clusters: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What the model has learnt before goes back to the training part, and of a new source all if little is left."""
+    measured = {"test": parts["test"], **aside}
+    left = {name: members[~known[members]] for name, members in measured.items()}
+    for name, members in aside.items():
+        groups = len(np.unique(clusters[left[name]]))
+        if len(left[name]) < len(members) and groups < ASIDE_SHARE * MIN_ASIDE_CLUSTERS:
+            left[name] = left[name][:0]
+    back = [np.setdiff1d(members, left[name]) for name, members in measured.items()]
+    if moved := sum(map(len, back)):
+        log.info("%d pictures are not measured on: the model has learnt them or their twins", moved)
+    parts = {**parts, "test": left.pop("test"), "train": np.concatenate([parts["train"], *back])}
+    return parts, {name: members for name, members in left.items() if len(members)}
 
 
 def _check_parts(

@@ -72,20 +72,16 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
 
 
 def learnt_folders(path: Path) -> set[Path]:
-    """Folders whose pictures the model's run, or one that it was fine-tuned from, may have learnt; none if of no run.
+    """Folders of which the model, or one that it was fine-tuned from, may have learnt pictures that are on no record.
 
-    What a fine-tuning keeps aside of new pictures is the same the next time, so those folders are none; where it kept
-    none aside, as of few pictures, it has learnt them all.
+    None if it is of no run; of runs with a record (:func:`runs.learnt`) the loader knows each picture.
     """
     try:
-        saved, results = (
-            json.loads((path.parent / name).read_text()) for name in (runs.SETTINGS_FILE, runs.RESULTS_FILE)
-        )
+        saved = json.loads((path.parent / runs.SETTINGS_FILE).read_text())
+        began, recorded = saved.get("fine_tuned_from"), path.with_name(runs.LEARNT_FILE).exists()
         found = [one for one in saved["settings"]["data_sources"] if "path" in one and one.get("weight", 1)]
-        began, new = saved.get("fine_tuned_from"), results["training"].get("new", ())
-        kept_aside = {one["name"] for one in results["data"]["sources"] if one["name"] in new and one["measured"]}
-        learnt = {Path(one["path"]).expanduser().resolve() for one in found if one["name"] not in kept_aside}
-        return learnt | (learnt_folders(Path(began)) if began else set())
+        folders = set() if recorded else {Path(one["path"]).expanduser().resolve() for one in found}
+        return folders | (learnt_folders(Path(began)) if began else set())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return set()
 

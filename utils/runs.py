@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from utils import settings as settings_module
@@ -24,6 +25,7 @@ WORST_READINGS_FILE = "worst_readings.json"
 ROBUSTNESS_FILE = "robustness.json"
 MANIFEST_FILE = "manifest.json"
 BEST_MODEL_FILE = "best_model.keras"
+LEARNT_FILE = "learnt.npy"
 CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
 PARTIAL_PREFIX = ".partial-"
@@ -231,6 +233,42 @@ def without_device_files(run_dir: Path) -> dict | None:
         return results if set(results["files"]) == {BEST_MODEL_FILE} else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def save_learnt(run_dir: Path, marks: np.ndarray, model_file: Path | None = None) -> None:
+    """Writes which pictures the run's model has learnt, those that ``model_file`` had learnt before it among them.
+
+    Args:
+        run_dir: the run's folder.
+        marks: of :attr:`loader.Splits.learnt`, ``(N,)`` uint64.
+        model_file: what a fine-tuning began with.
+    """
+    if model_file:
+        marks = np.union1d(marks, learnt(model_file))
+
+    def fill(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, marks)
+
+    write(run_dir / LEARNT_FILE, fill)
+
+
+def learnt(model_file: Path) -> np.ndarray:
+    """Marks of the pictures that a run's model has learnt, ``(N,)`` uint64; none if that isn't on record.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    path = model_file.with_name(LEARNT_FILE)
+    try:
+        marks = np.load(path, allow_pickle=False)
+        if marks.dtype != np.uint64 or marks.ndim != 1:
+            raise ValueError(f"{marks.ndim} dimensions of {marks.dtype}")
+    except FileNotFoundError:
+        return np.empty(0, np.uint64)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path}: not a record of learnt pictures ({error}); remove it to go on without") from error
+    return marks
 
 
 def device_files(results: dict) -> dict[str, str]:

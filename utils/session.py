@@ -200,6 +200,7 @@ def fine_tune(
         settled = _settled_confidence(lesson, splits)
         scale = temperature.fold(model, splits, settings, like=None if settled is None else old)
         runs.write(run_dir / runs.BEST_MODEL_FILE, model.save)
+        runs.save_learnt(run_dir, splits.learnt, model_file)
         model = model_files.load(run_dir / runs.BEST_MODEL_FILE)
         fitted = {**dataclasses.asdict(plan), "trained_parameters": lesson.free, **fine_tuning.facts(chosen)}
         results = _results(model, splits, settings, mode, run_dir, fitted, settled)
@@ -325,6 +326,7 @@ def _run(
     with runs.hold(run_dir):
         # Another process may have finished it while this one read pictures.
         runs.check_unfinished(run_dir)
+        runs.save_learnt(run_dir, splits.learnt)
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # As if all epochs had been made at once: those before an interruption belong to the run, too.
         started = time.monotonic() - results["timing"]["training_s"]
