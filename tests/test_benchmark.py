@@ -2,6 +2,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -102,6 +103,15 @@ def test_pairs_are_compared_by_what_both_read(results):
         "run is better than eleven.tflite",
         "run, unit.tflite: no more than chance",
     ]
+
+
+def test_copies_with_one_label_are_one_picture_whatever_their_meter(meters, tmp_path):
+    shutil.copytree(meters / "first", tmp_path / "first")
+    shutil.copytree(meters / "first", tmp_path / "again")
+    (tmp_path / "again" / "4.9_x.png").rename(tmp_path / "again" / "5.0_x.png")
+    found = benchmark_pictures.load([str(tmp_path)])
+    assert (len(found.tenths), len(found.different)) == (100, 51)
+    assert sorted(found.tenths[found.different]) == list(range(51))
 
 
 def test_drawn_digits_beside_a_meter_do_not_show_its_readings(meters):

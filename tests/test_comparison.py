@@ -55,7 +55,7 @@ def test_pairs_name_the_better_model_and_the_common_score(rng):
     bad[:40] = (bad[:40] + 50) % 100
     models = {"bad": comparison.judged(bad, 100, tenths), "good": comparison.judged(good, 100, tenths),
               "digits": comparison.judged((tenths + 5) // 10 % 10, 10, tenths)}  # fmt: skip
-    found = {(pair.better, pair.worse): pair for pair in comparison.pairs(models, True)}
+    found = {(pair.better, pair.worse): pair for pair in comparison.pairs(models, True, np.arange(400))}
     assert set(found) == {("good", "bad"), ("digits", "bad"), ("digits", "good")}
     pair = found["good", "bad"]
     assert (pair.metric, pair.only_better, pair.only_worse) == ("within_0.1", 30, 0)
@@ -63,10 +63,24 @@ def test_pairs_name_the_better_model_and_the_common_score(rng):
     assert pair.p == pytest.approx(stats.binomtest(0, 30).pvalue)
     assert pair.p_holm == pytest.approx(2 * pair.p)
     assert found["digits", "bad"].metric == "digit"
-    assert all(pair.metric == "digit" for pair in comparison.pairs(models, False))
+    assert all(pair.metric == "digit" for pair in comparison.pairs(models, False, np.arange(400)))
 
 
 def test_equal_models_differ_by_chance():
     right = comparison.judged(np.arange(100), 100, np.arange(100))
-    (pair,) = comparison.pairs({"a": right, "b": right}, True)
+    (pair,) = comparison.pairs({"a": right, "b": right}, True, np.arange(100))
     assert (pair.p, pair.p_holm, pair.differs) == (1, 1, False)
+
+
+def test_copies_are_no_further_evidence():
+    tenths = np.arange(20)
+    steady, lucky = tenths.copy(), tenths.copy()
+    steady[0], lucky[1:4] = 50, 50
+    # The one picture that only the second reads right is there eleven times.
+    copied = np.concatenate([np.zeros(10, int), tenths])
+    models = {"steady": steady, "lucky": lucky}
+    models = {name: comparison.judged(read[copied], 100, tenths[copied]) for name, read in models.items()}
+    (pair,) = comparison.pairs(models, True, np.unique(copied, return_index=True)[1])
+    assert (pair.better, pair.only_better, pair.only_worse, pair.differs) == ("steady", 3, 1, False)
+    assert pair.p == pytest.approx(stats.binomtest(1, 4).pvalue)
+    assert (pair.better_score, pair.worse_score) == (pytest.approx(19 / 30), pytest.approx(27 / 30))

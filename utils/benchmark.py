@@ -46,7 +46,7 @@ def run(paths: Sequence[Path], pictures: Pictures, options: Options) -> dict[str
         entries.append({"name": name, "path": str(path), **entry})
         if judged:
             right[name] = judged
-    compared = comparison.pairs(right, pictures.has_tenths)
+    compared = comparison.pairs(right, pictures.has_tenths, pictures.different)
     return {
         "pictures": {
             "sources": [str(source.path or source.name) for source in pictures.declared],

@@ -1,6 +1,7 @@
 """The pictures that all models of a benchmark read, in every size that one of them takes."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import pictures, readers, sources
+from utils import pictures, readers, sources, twins
 from utils.sources import DataSource
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class Pictures:
     """The pictures that all models read: ``tenths`` (N,) labels 0..99, ``meters`` (N,) indices into ``meter_names``.
 
     ``counted`` (N,) has a number for each meter of a mean; drawn digits are one, -1, as their typefaces are no meters.
+    ``different`` are the indices of one picture of all that are exact copies of each other with the same label.
     """
 
     declared: tuple[DataSource, ...]
@@ -32,6 +34,7 @@ class Pictures:
     meters: np.ndarray
     meter_names: tuple[str, ...]
     counted: np.ndarray
+    different: np.ndarray
 
     @property
     def has_tenths(self) -> bool:
@@ -73,7 +76,9 @@ def load(declared: Sequence[str]) -> Pictures:
     meters = np.concatenate([part.meter_ids + start for part, start in zip(read, starts, strict=False)])
     drawn = np.repeat([source.type == SYNTHETIC for source in parsed], [len(part.tenths) for part in read])
     tenths, counted = np.concatenate([part.tenths for part in read]), np.where(drawn, -1, meters)
-    found = Pictures(parsed, tenths, meters, tuple(names), counted)
+    copies = twins.exact_groups(itertools.chain(*(part.images for part in read)))
+    _, different = np.unique(np.stack([copies, tenths]), axis=1, return_index=True)
+    found = Pictures(parsed, tenths, meters, tuple(names), counted, different)
     if not found.has_tenths:
         log.warning("no label has a tenth but .0: models are compared by digit, and 3 counts as 3.0 otherwise")
     return found
