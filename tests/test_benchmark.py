@@ -14,7 +14,8 @@ from matplotlib.text import Text
 
 from tests import foreign_files as foreign
 from tests.crashing import crash
-from utils import benchmark, benchmark_pictures, benchmark_report, comparison, measuring, micro
+from utils import benchmark, benchmark_pictures, benchmark_report, comparison, loader, measuring, micro, runs, twins
+from utils import settings as settings_module
 from utils.benchmark import Options
 from utils.sources import SourceError
 
@@ -38,6 +39,7 @@ def results(meters, tmp_path_factory) -> dict:
     run.mkdir()
     (run / "good.tflite").write_bytes(foreign.as_float(foreign.network(100)))
     (run / "results.json").write_text(json.dumps({"recommended": "good.tflite", "recommended_confidence": 0.5}))
+    runs.save_learnt(run, twins.marks(foreign.pictures()[3:8]))
     (work / "clock.tflite").write_bytes(foreign.as_float(foreign.network(2)))
     (work / "eleven.tflite").write_bytes(foreign.as_float(foreign.network(11)))
     (work / "unit.tflite").write_bytes(foreign.as_float(foreign.picky(0.0)))
@@ -85,6 +87,20 @@ def test_what_is_no_model_has_a_row_with_the_reason(results):
     text = benchmark_report.summary(results)
     assert "text.txt FAILED: " in text
     assert "eleven.tflite calls 10.00% of the pictures not readable" in text
+
+
+def test_pictures_that_a_model_has_learnt_are_told(results):
+    assert [one.get("learnt_pictures") for one in results["models"]] == [5, 0, 0, 0, None, None]
+    assert benchmark_report.summary(results).count("run has learnt 5 of these pictures: its scores flatter it") == 1
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_learnt_pictures_are_known_in_the_models_own_colours(meters, tmp_path, channels):
+    source = {"name": "own", "type": "filename", "path": str(meters)}
+    pool = loader.load(settings_module.load(data_sources=[source], input_channels=channels)).pool
+    runs.save_learnt(tmp_path, twins.marks(pool.images(np.arange(7))))
+    model = measuring.Described(tmp_path / "a.tflite", pool.arrays[0].shape[1:], (), None, None, 0)
+    assert measuring.learnt(model, benchmark_pictures.load([str(meters)]).rgb(32, 20)) == 7
 
 
 def test_pairs_are_compared_by_what_both_read(results):

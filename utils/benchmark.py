@@ -109,6 +109,7 @@ def _measure(
             numbers, confidences = reader.read(images)
             judged = comparison.judged(numbers, len(reader.model.names), pictures.tenths)
             entry = _facts(reader) | _scores(judged, numbers, len(reader.model.names), pictures)
+            entry["learnt_pictures"] = measuring.learnt(reader.model, images)
             if options.robustness:
                 entry["robustness"] = _card(reader, images, pictures)
             if simulation:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import encodings, labels, micro, pictures, recognizers, splitting, targets, tflite_file
+from utils import encodings, labels, micro, pictures, recognizers, runs, splitting, targets, tflite_file, twins
 from utils.encodings import PixelRange
 from utils.recognizers import Facts, Recognizer
 
@@ -73,6 +73,15 @@ def read(file: Path, pixels: PixelRange, images: np.ndarray) -> tuple[np.ndarray
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
+def learnt(model: Described, images: np.ndarray) -> int:
+    """How many of the pictures (N, H, W, 3) uint8 RGB, of the model's size, its run has on record as learnt.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    return int(np.isin(twins.marks(_seen(model, images)), runs.learnt(model.file)).sum())
+
+
 def milliseconds(file: Path, pixels: PixelRange, images: np.ndarray) -> float:
     """Median time for one of the pictures (N, H, W, 3) uint8 RGB, one thread, the fastest kernels of this computer."""
     model = _open(file, pixels)
@@ -107,7 +116,7 @@ def _open(file: Path, pixels: PixelRange) -> Recognizer:
     return recognizers.load(file, Path(), pixels)
 
 
-def _seen(model: Recognizer, images: np.ndarray) -> np.ndarray:
+def _seen(model: Recognizer | Described, images: np.ndarray) -> np.ndarray:
     if model.input_shape[2] == 3:
         return images
     return pictures.grey(images)
