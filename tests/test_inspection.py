@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 from tests import foreign_files
 from tests.kitchen import put
-from utils import encodings, inspection, inspection_page, markup, pictures, recognizers, synthetic
+from utils import encodings, inspection, inspection_page, markup, pictures, recognizers, runs, synthetic, twins
 from utils.inspection import KINDS, Inspected, Inspection
 from utils.recognizers import Facts, Recognizer
 from utils.sources import SourceError
@@ -184,6 +185,19 @@ def test_a_model_that_disagrees_confidently(folder, model, label, suspicious):
     inspected = inspection.inspect([folder], model)
     assert "suspicious" in inspected.kinds
     assert bool(inspection.of_kind(inspected.found, "suspicious")) == suspicious
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_model_that_has_learnt_the_labels_is_told(folder, tmp_path, caplog, channels):
+    for number in range(3):
+        draw(folder, f"3.{number}_x.png", number)
+    shown = DIGITS[:2] if channels == 3 else pictures.grey(DIGITS[:2])
+    model = dataclasses.replace(reader(100, 34, shape=(32, 20, channels)), file=tmp_path / "model.tflite")
+    inspection.inspect([folder], model)
+    assert "has learnt" not in caplog.text
+    runs.save_learnt(tmp_path, twins.marks(shown))
+    inspection.inspect([folder], model)
+    assert f"{model.file} has learnt 2 of these pictures and agrees with their labels" in caplog.text
 
 
 def test_labels_of_whole_digits_are_compared_by_digit(folder):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from utils import console, labels, markup, measuring, pictures, readers, recogni
 from utils.readers import Entry
 from utils.recognizers import Recognizer
 from utils.sources import DataSource
+
+log = logging.getLogger(__name__)
 
 SHAPE = (32, 20, 3)  # at which pictures are compared: the networks' usual input, in colour
 CONFIDENT = 0.9  # from here on a model's disagreement makes a label suspicious, unless its papers say otherwise
@@ -221,6 +224,9 @@ def _inspected(source: DataSource, entry: Entry) -> Inspected:
 
 
 def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> None:
+    if taught := measuring.learnt(model, images):
+        told = "%s has learnt %d of these pictures and agrees with their labels, wrong or not: ask another model"
+        log.warning(told, model.file, taught)
     threshold = CONFIDENT if model.threshold is None else model.threshold
     # As everywhere: where no label has a tenth, 3 is what is nearest to a 3.
     whole = not any(one.tenths % 10 for one in found if one.tenths is not None)

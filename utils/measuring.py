@@ -73,8 +73,8 @@ def read(file: Path, pixels: PixelRange, images: np.ndarray) -> tuple[np.ndarray
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def learnt(model: Described, images: np.ndarray) -> int:
-    """How many of the pictures (N, H, W, 3) uint8 RGB, of the model's size, its run has on record as learnt.
+def learnt(model: Described | Recognizer, images: np.ndarray) -> int:
+    """How many of the pictures its run has on record as learnt; they are of the model's size, RGB or as it takes them.
 
     Raises:
         RunError: the record is damaged.
@@ -116,7 +116,5 @@ def _open(file: Path, pixels: PixelRange) -> Recognizer:
     return recognizers.load(file, Path(), pixels)
 
 
-def _seen(model: Recognizer | Described, images: np.ndarray) -> np.ndarray:
-    if model.input_shape[2] == 3:
-        return images
-    return pictures.grey(images)
+def _seen(model: Described | Recognizer, images: np.ndarray) -> np.ndarray:
+    return images if images.shape[3] == model.input_shape[2] else pictures.grey(images)
