@@ -45,7 +45,8 @@ def concat(x):
     x = layers.Concatenate()([a, b, layers.ZeroPadding2D(1)(layers.MaxPooling2D(3, strides=1)(a))])
     # A batch normalisation behind a ReLU has nothing to fold into.
     x = layers.BatchNormalization()(layers.Conv2D(8, 3, activation="relu")(x))
-    return layers.GlobalAveragePooling2D()(layers.Dropout(0.3)(x))
+    x = layers.GaussianNoise(0.1)(layers.SpatialDropout2D(0.1)(layers.Dropout(0.2)(x)))
+    return layers.GaussianDropout(0.1)(layers.AlphaDropout(0.1)(layers.GlobalAveragePooling2D()(x)))
 
 
 GRAPHS = {graph.__name__: graph for graph in (plain, depthwise, residual, ghost, concat)}
