@@ -1,4 +1,5 @@
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,26 @@ def test_a_missing_folder_is_refused(tmp_path):
         sources.declare(tmp_path / "3_a.png", 1)
     with pytest.raises(SourceError, match="nowhere not found: give a folder with labelled pictures"):
         sources.declare(tmp_path / "nowhere", 1.0)
+
+
+def test_a_folder_that_may_not_be_entered_is_named_and_no_file_in_it(tmp_path, monkeypatch):
+    def refusing(call):
+        def called(path, *args, **more):
+            if str(path).startswith(f"{tmp_path}/"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *args, **more)
+
+        return called
+
+    # Not by its rights, as root enters every folder.
+    for name in ("stat", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(PermissionError) as error:
+        sources.declare(tmp_path, 1.0)
+    assert error.value.filename == f"{tmp_path}/"
+    # One that is listed is named where it is read.
+    listed = {"name": "x", "type": "filename", "path": str(tmp_path)}
+    assert sources.with_source([listed], tmp_path, 2.0) == ([{**listed, "weight": 2.0}], "x")
 
 
 def test_a_listed_folder_only_gets_the_weight(tmp_path, monkeypatch):

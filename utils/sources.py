@@ -146,7 +146,7 @@ def declare(folder: Path, weight: float) -> dict[str, Any]:
         raise SourceError(f"{folder} is a file: give the folder that it lies in")
     if not folder.is_dir():
         raise SourceError(f"folder {folder} not found: give a folder with labelled pictures")
-    kind = "label_file" if (folder / LABEL_FILE).is_file() else _kind_by_names(folder)
+    kind = "label_file" if _has_label_file(folder) else _kind_by_names(folder)
     return {"name": folder.resolve().name or "new", "type": kind, "path": str(folder), "weight": weight}
 
 
@@ -173,7 +173,7 @@ def with_source(
     for number, known in enumerate(listed):
         if known.path and known.path.resolve() == place:
             goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == LABEL_FILE
-            if (folder / LABEL_FILE).is_file() and not goes_by_it:
+            if _has_label_file(folder) and not goes_by_it:
                 raise SourceError(
                     f"data source {known.name!r} in DATA_SOURCES in parameters.py does not go by the"
                     f' {LABEL_FILE} in its folder: set its "type" to "label_file" and its "labels" to'
@@ -186,6 +186,11 @@ def with_source(
     names = (entry["name"] if number == 1 else f"{entry['name']}-{number}" for number in itertools.count(1))
     name = next(name for name in names if name not in taken)
     return [*declared, {**entry, "name": name}], name
+
+
+def _has_label_file(folder: Path) -> bool:
+    # Path.is_file() would name a file that may not be there where it is the folder that may not be entered.
+    return os.path.isfile(folder / LABEL_FILE)
 
 
 def _kind_by_names(folder: Path) -> str:
