@@ -266,8 +266,23 @@ def test_one_class_only_is_refused(tiny, tmp_path):
 
 
 def test_too_few_pictures_for_three_parts_are_refused(tiny, picture_folder):
-    with pytest.raises(DataError, match=r"no picture left for .*SPLIT_BY = 'cluster', 2 pictures, 1 meters"):
+    with pytest.raises(DataError, match=r"no picture left for .*'cluster', 2 pictures, 1 meter, 2 different pictures,"):
         loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 2}))]))
+
+
+def test_copies_are_said_to_be_one_picture_where_too_few_are_left(tiny, picture_folder):
+    folder = picture_folder("own", {"a": 1})
+    (one,) = (folder / "a").iterdir()
+    for number in range(49):
+        shutil.copy(one, folder / "a" / f"{number % 10}.0_{number}{one.suffix}")
+    # What is only measured on is not what there are too few of.
+    tested = [source(picture_folder("tested", {"b": 20, "c": 20}), "tested")]
+    with pytest.raises(DataError) as error:
+        loader.load(tiny(data_sources=[source(folder)], test_sources=tested))
+    assert str(error.value).startswith(
+        "no picture left for validation and test (SPLIT_BY = 'cluster', 50 pictures, 1 meter, 1 different picture, "
+        "as copies and near twins count as one): add pictures"
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -280,7 +295,7 @@ def test_typefaces_are_not_held_out_in_place_of_meters(tiny, picture_folder, see
 
 
 def test_one_meter_cannot_be_split_by_meter(tiny, picture_folder):
-    with pytest.raises(DataError, match=r"no picture left for validation and test.*1 meters.*change SPLIT_BY"):
+    with pytest.raises(DataError, match=r"no picture left for validation and test.*40 pictures, 1 meter\):.* SPLIT_BY"):
         loader.load(tiny(data_sources=[source(picture_folder("own", {"a": 40}))], split_by="meter"))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import labels, readers, sources, splitting, twins
+from utils import labels, markup, readers, sources, splitting, twins
 from utils.errors import UserError
 from utils.settings import Settings
 from utils.sources import DataSource, SourceData
@@ -146,7 +146,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     measured = {"test": parts["test"]} if len(parts["test"]) else {}
     measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
-    _check_parts(pool, train, validation, measured, settings)
+    _check_parts(pool, train, validation, measured, settings, own[~is_new], clusters)
     weighted = _weight(pool, train, used, settings)
     facts = {
         "split_by": settings.split_by,
@@ -292,15 +292,25 @@ def _without_known(
 
 
 def _check_parts(
-    pool: Pool, train: np.ndarray, validation: np.ndarray, measured: dict[str, np.ndarray], settings: Settings
+    pool: Pool,
+    train: np.ndarray,
+    validation: np.ndarray,
+    measured: dict[str, np.ndarray],
+    settings: Settings,
+    dealt: np.ndarray,
+    clusters: np.ndarray,
 ) -> None:
     empty = [name for name, part in (("training", train), ("validation", validation)) if not len(part)]
     if settings.test_share and "test" not in measured:
         empty.append("test")
     if empty:
+        there = f"{markup.count(len(dealt), 'picture')}, {markup.count(len(np.unique(pool.meter_ids[dealt])), 'meter')}"
+        if settings.split_by == "cluster":
+            different = markup.count(len(np.unique(clusters[dealt])), "different picture")
+            there += f", {different}, as copies and near twins count as one"
         raise DataError(
-            f"no picture left for {' and '.join(empty)} (SPLIT_BY = {settings.split_by!r}, {len(pool.tenths)} pictures,"
-            f" {len(pool.meter_names)} meters): add pictures or change SPLIT_BY, VALIDATION_SHARE or TEST_SHARE"
+            f"no picture left for {' and '.join(empty)} (SPLIT_BY = {settings.split_by!r}, {there}): "
+            "add pictures or change SPLIT_BY, VALIDATION_SHARE or TEST_SHARE"
         )
     if len(np.unique(pool.classes(train))) < 2:
         raise DataError("all training pictures have the same label: a network needs at least two classes")
