@@ -51,7 +51,7 @@ def train(arguments: argparse.Namespace) -> int:
     devices.check(settings, arguments.use_tuner)
     if fresh := not (arguments.resume or arguments.list):
         runs.check_output(settings)
-        model_choice.check_named(settings, *names)
+        model_choice.check_named(settings, *names, searching=arguments.use_tuner)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
     splits = loader.load(settings) if fresh else None
     console.import_tensorflow(settings.gpu_memory_growth)

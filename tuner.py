@@ -37,7 +37,8 @@ def tune(arguments: argparse.Namespace) -> int:
 
     devices.check(settings, searching=True)
     runs.check_output(settings)
-    model_choice.check_named(settings, *search_space.architectures(settings, search_space.axes(settings)))
+    names = search_space.architectures(settings, search_space.axes(settings))
+    model_choice.check_named(settings, *names, searching=True)
     splits = loader.load(settings)
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import tuning

@@ -1,5 +1,6 @@
 import ast
 import csv
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -12,10 +13,24 @@ import pytest
 import tensorflow as tf
 
 import models
+import train
+import tuner
 import utils
 from models import _blocks
 from tests.conftest import earlier_objects_hidden
-from utils import evaluation, export, loader, model_files, oracle, search_space, smoothing, training, trials, tuning
+from utils import (
+    evaluation,
+    export,
+    loader,
+    model_choice,
+    model_files,
+    oracle,
+    search_space,
+    smoothing,
+    training,
+    trials,
+    tuning,
+)
 from utils import settings as settings_module
 from utils.errors import exit_code
 from utils.search_space import SearchError
@@ -464,6 +479,25 @@ def test_models_that_do_not_fit_are_left_out(small, splits, fake, caplog):
     assert "high_accuracy_validator is left out: has " in caplog.text
     with pytest.raises(SearchError, match=r"nothing to search: cnn32 has .* TUNER_MAX_MACS = 1,000"):
         tuning.search(small(tuner_max_macs=1000), splits)
+
+
+@pytest.mark.parametrize(
+    ("door", "named"), [(tuner, ["--model", "cnn32"]), (train, ["--use_tuner", "--train", "cnn32"])]
+)
+def test_nothing_to_search_is_said_before_the_pictures(door, named, no_pictures, tmp_path, capsys):
+    given = [*named, "--set", f"OUTPUT_DIR={tmp_path}", "--set", "TUNER_MAX_MACS=1000"]
+    assert door.main(given) == 2
+    assert "nothing to search: cnn32 has " in capsys.readouterr().err
+
+
+def test_one_of_several_that_fits_is_enough_to_begin(small):
+    settings = small(input_height=8, input_width=8, tuner_max_kb=100)
+    names = ["cnn32", "digit_recognizer_v6"]
+    model_choice.check_named(settings, *names, searching=True)
+    assert model_choice.misfits(settings, names)["digit_recognizer_v6"].startswith("can't be built for INPUT_HEIGHT")
+    axis = dataclasses.replace(settings, tuner_axes={"MODEL_ARCHITECTURE": ["digit_recognizer_v6"]})
+    with pytest.raises(SearchError, match="nothing to search: digit_recognizer_v6 can't be built"):
+        model_choice.check_named(axis, "cnn32", searching=True)
 
 
 def test_the_int8_objective_wants_a_model_that_is_quantised(small, splits):

@@ -16,7 +16,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import models
 from utils import (
-    complexity,
     console,
     devices,
     evaluation,
@@ -285,30 +284,11 @@ SCORES = {"val_accuracy": _accuracy, "int8_within_0.1": _within_tenth}
 def _fitting(settings: Settings, axes: dict[str, list]) -> dict[str, list]:
     """The axes without the models that don't fit the limits or the objective."""
     names = search_space.architectures(settings, axes)
-    reasons = {name: _misfit(name, settings) for name in names}
-    fitting = [name for name in names if not reasons[name]]
-    for name in names:
-        if reasons[name]:
-            log.info("%s is left out: %s", name, reasons[name])
-    if not fitting:
-        raise SearchError(f"nothing to search: {'; '.join(f'{name} {reason}' for name, reason in reasons.items())}")
+    reasons = model_choice.misfits(settings, names)
+    for name, reason in reasons.items():
+        log.info("%s is left out: %s", name, reason)
+    fitting = [name for name in names if name not in reasons]
     return {**axes, search_space.MODEL_AXIS: fitting} if search_space.MODEL_AXIS in axes else axes
-
-
-def _misfit(name: str, settings: Settings) -> str:
-    architecture = models.get(name)
-    if settings.tuner_objective != "val_accuracy" and not architecture.quantizable:
-        return f"is never quantised, TUNER_OBJECTIVE {settings.tuner_objective!r} does not suit it"
-    if not (settings.tuner_max_kb or settings.tuner_max_macs):
-        return ""
-    model = architecture.build(settings.input_shape, settings.nb_classes)
-    work = complexity.multiply_accumulates(model)
-    if settings.tuner_max_macs and work > settings.tuner_max_macs:
-        return f"has {work:,} multiply-accumulates, more than TUNER_MAX_MACS = {settings.tuner_max_macs:,}"
-    size = complexity.file_bytes(model, architecture.quantizable) / 1024
-    if settings.tuner_max_kb and size > settings.tuner_max_kb:
-        return f"makes a file of about {size:.1f} KiB, more than TUNER_MAX_KB = {settings.tuner_max_kb}"
-    return ""
 
 
 def _say_plan(count: int, possible: int, settings: Settings) -> None:
