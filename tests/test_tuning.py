@@ -494,7 +494,7 @@ def test_one_of_several_that_fits_is_enough_to_begin(small):
     settings = small(input_height=8, input_width=8, tuner_max_kb=100)
     names = ["cnn32", "digit_recognizer_v6"]
     model_choice.check_named(settings, *names, searching=True)
-    assert model_choice.misfits(settings, names)["digit_recognizer_v6"].startswith("can't be built for INPUT_HEIGHT")
+    assert search_space.misfits(settings, names)["digit_recognizer_v6"].startswith("can't be built for INPUT_HEIGHT")
     axis = dataclasses.replace(settings, tuner_axes={"MODEL_ARCHITECTURE": ["digit_recognizer_v6"]})
     with pytest.raises(SearchError, match="nothing to search: digit_recognizer_v6 can't be built"):
         model_choice.check_named(axis, "cnn32", searching=True)

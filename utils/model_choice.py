@@ -1,12 +1,10 @@
 """Which trained model is meant by an option or a setting, and what it asks of the settings.
 
-Keras, which takes seconds, is imported only to load a model that ``TEACHERS`` or ``START_FROM`` names, and to see
-whether one fits the limits of a search.
+Keras, which takes seconds, is imported only to load a model that ``TEACHERS`` or ``START_FROM`` names.
 """
 
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import models
 from utils import console, model_archive, model_files, runs, search_space
 from utils import settings as settings_module
 from utils.model_archive import ModelFileError, one_sentence, printable
-from utils.search_space import SearchError
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -135,10 +132,10 @@ def check_named(settings: Settings, *architectures: str, searching: bool = False
     Raises:
         ModelFileError: what :func:`teachers`, :func:`start`, :func:`model_files.load` and
             :func:`model_files.copy_weights` say.
-        SearchError: what :func:`misfits` says.
+        SearchError: what :func:`search_space.misfits` says.
     """
     if searching:
-        misfits(settings, search_space.axes(settings).get(search_space.MODEL_AXIS, architectures))
+        search_space.misfits(settings, search_space.axes(settings).get(search_space.MODEL_AXIS, architectures))
     for teacher in teachers(settings):
         _loaded(teacher, settings)
     if file := start(settings, *architectures):
@@ -153,42 +150,6 @@ def check_named(settings: Settings, *architectures: str, searching: bool = False
                 "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
                 *(name.upper(), of_run[name], given),
             )
-
-
-def misfits(settings: Settings, architectures: Iterable[str]) -> dict[str, str]:
-    """Why architectures don't fit the limits or the objective of a search, by name; those that fit are not in it.
-
-    Raises:
-        SearchError: none of them fits.
-    """
-    if not (settings.tuner_max_kb or settings.tuner_max_macs or settings.tuner_objective != "val_accuracy"):
-        return {}
-    console.import_tensorflow(settings.gpu_memory_growth)
-    reasons = {name: _misfit(name, settings) for name in architectures}
-    if all(reasons.values()):
-        raise SearchError(f"nothing to search: {'; '.join(f'{name} {reason}' for name, reason in reasons.items())}")
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _misfit(name: str, settings: Settings) -> str:
-    from utils import complexity
-
-    architecture = models.get(name)
-    if settings.tuner_objective != "val_accuracy" and not architecture.quantizable:
-        return f"is never quantised, TUNER_OBJECTIVE {settings.tuner_objective!r} does not suit it"
-    if not (settings.tuner_max_kb or settings.tuner_max_macs):
-        return ""
-    try:
-        model = architecture.build(settings.input_shape, settings.nb_classes)
-    except models.BuildError as error:
-        return str(error).removeprefix(f"{name} ")
-    work = complexity.multiply_accumulates(model)
-    if settings.tuner_max_macs and work > settings.tuner_max_macs:
-        return f"has {work:,} multiply-accumulates, more than TUNER_MAX_MACS = {settings.tuner_max_macs:,}"
-    size = complexity.file_bytes(model, architecture.quantizable) / 1024
-    if settings.tuner_max_kb and size > settings.tuner_max_kb:
-        return f"makes a file of about {size:.1f} KiB, more than TUNER_MAX_KB = {settings.tuner_max_kb}"
-    return ""
 
 
 def _loaded(file: Path, settings: Settings) -> Any:

@@ -1,6 +1,6 @@
 """What the tuner tries: axes from the settings, their combinations once each, in an order that spreads early.
 
-Nothing here needs TensorFlow, so a bad search space is refused at once.
+Nothing here but :func:`misfits` needs TensorFlow, so a bad search space is refused at once.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import models
+from utils import console
 from utils.errors import UserError
 from utils.settings import Settings, SettingsError
 
@@ -158,6 +159,21 @@ def architectures(settings: Settings, axes: dict[str, list]) -> list[str]:
     return axes.get(MODEL_AXIS, [settings.model_architecture])
 
 
+def misfits(settings: Settings, architectures: Iterable[str]) -> dict[str, str]:
+    """Why architectures don't fit the limits or the objective of a search, by name; those that fit are not in it.
+
+    Raises:
+        SearchError: none of them fits.
+    """
+    if not (settings.tuner_max_kb or settings.tuner_max_macs or settings.tuner_objective != "val_accuracy"):
+        return {}
+    console.import_tensorflow(settings.gpu_memory_growth)
+    reasons = {name: _misfit(name, settings) for name in architectures}
+    if all(reasons.values()):
+        raise SearchError(f"nothing to search: {'; '.join(f'{name} {reason}' for name, reason in reasons.items())}")
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
 def digest(signature: dict) -> str:
     """A short name of a signature."""
     return hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
@@ -179,6 +195,27 @@ def changes(old: dict, new: dict) -> list[str]:
 def named(values: dict[str, Any]) -> dict[str, Any]:
     """Field names as the parameters' names."""
     return {name.upper(): value for name, value in values.items()}
+
+
+def _misfit(name: str, settings: Settings) -> str:
+    from utils import complexity
+
+    architecture = models.get(name)
+    if settings.tuner_objective != "val_accuracy" and not architecture.quantizable:
+        return f"is never quantised, TUNER_OBJECTIVE {settings.tuner_objective!r} does not suit it"
+    if not (settings.tuner_max_kb or settings.tuner_max_macs):
+        return ""
+    try:
+        model = architecture.build(settings.input_shape, settings.nb_classes)
+    except models.BuildError as error:
+        return str(error).removeprefix(f"{name} ")
+    work = complexity.multiply_accumulates(model)
+    if settings.tuner_max_macs and work > settings.tuner_max_macs:
+        return f"has {work:,} multiply-accumulates, more than TUNER_MAX_MACS = {settings.tuner_max_macs:,}"
+    size = complexity.file_bytes(model, architecture.quantizable) / 1024
+    if settings.tuner_max_kb and size > settings.tuner_max_kb:
+        return f"makes a file of about {size:.1f} KiB, more than TUNER_MAX_KB = {settings.tuner_max_kb}"
+    return ""
 
 
 def _shown(values: dict, name: str) -> str:

@@ -284,7 +284,7 @@ SCORES = {"val_accuracy": _accuracy, "int8_within_0.1": _within_tenth}
 def _fitting(settings: Settings, axes: dict[str, list]) -> dict[str, list]:
     """The axes without the models that don't fit the limits or the objective."""
     names = search_space.architectures(settings, axes)
-    reasons = model_choice.misfits(settings, names)
+    reasons = search_space.misfits(settings, names)
     for name, reason in reasons.items():
         log.info("%s is left out: %s", name, reason)
     fitting = [name for name in names if name not in reasons]
