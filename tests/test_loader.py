@@ -477,6 +477,20 @@ def test_what_a_model_has_learnt_is_not_tested_when_its_source_shrinks(tiny, pic
     assert f"{flattering.sum()} pictures are not measured on: the model has learnt them or their twins" in caplog.text
 
 
+def test_split_by_image_what_was_measured_on_is_measured_on_again(tiny, picture_folder):
+    folder = picture_folder("own", {"a": 60})
+    for path in sorted((folder / "a").iterdir()):
+        # Near, but no copy.
+        cv2.imwrite(str(path.with_name(f"{path.stem}_twin.png")), cv2.imread(str(path)) // 2 * 2)
+    own = [source(folder)]
+    before = loader.load(tiny(data_sources=own, split_by="image"))
+    new = source(picture_folder("new", {"b": 20}, seed=3), "new")
+    for learnt in (loader.NO_MARKS, before.learnt):
+        after = loader.load(tiny(data_sources=[*own, new], split_by="image"), ["new"], 20, learnt)
+        np.testing.assert_array_equal(after.measured["test"], before.measured["test"])
+    assert clusters_of(after, after.train) & clusters_of(after, after.measured["test"])
+
+
 def test_what_is_kept_aside_is_learnt_if_the_model_knows_nearly_all(tiny, picture_folder):
     own = [*tiny().data_sources, source(picture_folder("new", {"a": 60}), "new")]
     splits = loader.load(tiny(data_sources=own), ["new"], 60)

@@ -105,7 +105,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
             and measured on under the name that :func:`aside_of` gives.
         aside_from: see there; 0 where a model is trained anew.
         learnt: marks of what the trained model has learnt already, :attr:`Splits.learnt`: of ``DATA_SOURCES``, neither
-            these pictures nor their twins are measured on.
+            these pictures nor their twins are measured on; split by image, old ones are measured on with twins.
 
     Raises:
         SourceError: a source is missing, empty or damaged.
@@ -137,7 +137,11 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     aside, taught = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
     parts["train"] = np.concatenate([parts["train"], taught])
     marks = twins.marks(itertools.chain(*pool.arrays))
-    known = np.isin(clusters, clusters[np.isin(marks, learnt)])
+    itself = np.isin(marks, learnt)
+    known = np.isin(clusters, clusters[itself])
+    if settings.split_by == "image":
+        # Twins of what is measured on were learnt from the first time, too.
+        known[parts["test"]] = itself[parts["test"]]
     parts, aside = _without_known(parts, aside, known, clusters)
     if flattering := int(known[held].sum()):
         log.warning("%d pictures of TEST_SOURCES flatter the model: it has learnt them or their twins", flattering)
