@@ -491,6 +491,17 @@ def test_split_by_image_what_was_measured_on_is_measured_on_again(tiny, picture_
     assert clusters_of(after, after.train) & clusters_of(after, after.measured["test"])
 
 
+def test_a_test_part_that_the_model_has_learnt_is_refused_with_what_to_do(tiny, picture_folder):
+    own = source(picture_folder("own", {"a": 60}))
+    before = loader.load(tiny(data_sources=[own]))
+    learnt = np.union1d(before.learnt, before.marks[before.measured["test"]])
+    with pytest.raises(DataError, match=r"has learnt all that TEST_SHARE holds out .* or set TEST_SHARE = 0 and list"):
+        loader.load(tiny(data_sources=[own]), learnt=learnt)
+    tested = [source(picture_folder("tested", {"b": 20}, seed=3), "tested")]
+    splits = loader.load(tiny(data_sources=[own], test_share=0, test_sources=tested), learnt=learnt)
+    assert list(splits.measured) == ["tested"]
+
+
 def test_what_is_kept_aside_is_learnt_if_the_model_knows_nearly_all(tiny, picture_folder):
     own = [*tiny().data_sources, source(picture_folder("new", {"a": 60}), "new")]
     splits = loader.load(tiny(data_sources=own), ["new"], 60)

@@ -284,6 +284,11 @@ def _without_known(
     """What the model has learnt before goes back to the training part, and of a new source all if little is left."""
     measured = {"test": parts["test"], **aside}
     left = {name: members[~known[members]] for name, members in measured.items()}
+    if len(parts["test"]) and not len(left["test"]):
+        raise DataError(
+            "no picture left for test: the model has learnt all that TEST_SHARE holds out of DATA_SOURCES, or their "
+            "twins; list further pictures there, or set TEST_SHARE = 0 and list others in TEST_SOURCES"
+        )
     for name, members in aside.items():
         groups = len(np.unique(clusters[left[name]]))
         if len(left[name]) < len(members) and groups < ASIDE_SHARE * MIN_ASIDE_CLUSTERS:
