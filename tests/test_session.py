@@ -256,6 +256,20 @@ def cut_power(monkeypatch) -> None:
     monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
 
 
+def test_what_a_run_began_with_had_learnt_is_on_its_record_and_told_where_it_is_measured(
+    tiny, tmp_path, monkeypatch, caplog
+):
+    models.get("cnn32").build((32, 20, 1), 10).save(tmp_path / runs.BEST_MODEL_FILE)
+    splits = loader.load(tiny())
+    runs.save_learnt(tmp_path, splits.marks[splits.measured["test"][:3]])
+    monkeypatch.setattr(session, "_fit", lambda *_: (_ for _ in ()).throw(DataError("enough")))
+    (outcome,) = train(tiny(start_from=str(tmp_path)))
+    assert outcome.error == "enough"
+    (run_dir,) = (tmp_path / "exported").iterdir()
+    assert len(runs.learnt(run_dir / runs.BEST_MODEL_FILE)) == len(splits.learnt) + 3
+    assert "3 pictures that are measured on flatter the model: START_FROM has learnt them" in caplog.text
+
+
 def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
     settings = tiny(epochs=2)
     (whole,) = train(settings)
@@ -368,9 +382,9 @@ def test_a_run_without_a_recommended_confidence_says_what_that_takes(trained_run
         ("own", "own", 1.0, True, False),
     ],
 )
-@pytest.mark.parametrize("fine_tuned_since", [False, True])
+@pytest.mark.parametrize("since", ["", "fine_tuned_from", "START_FROM"])
 def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
-    tiny, tmp_path, picture_folder, caplog, then, data, weight, recorded, said, fine_tuned_since
+    tiny, tmp_path, picture_folder, caplog, then, data, weight, recorded, said, since
 ):
     picture_folder("own", {"a": 120})
     own = {"name": "own", "type": "filename", "path": str(tmp_path / then), "weight": weight}
@@ -380,9 +394,11 @@ def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
     if recorded:
         runs.save_learnt(tmp_path, loader.NO_MARKS)
     model = tmp_path / runs.BEST_MODEL_FILE
-    if fine_tuned_since:
+    if since:
         (tmp_path / "since").mkdir()
-        runs.save_settings(tmp_path / "since", tiny(), "cnn32", "", fine_tuned_from=str(model))
+        begun = tiny(start_from=str(tmp_path) if since == "START_FROM" else "")
+        taught = {since: str(model)} if since == "fine_tuned_from" else {}
+        runs.save_settings(tmp_path / "since", begun, "cnn32", "", **taught)
         runs.save_learnt(tmp_path / "since", loader.NO_MARKS)
         model = tmp_path / "since" / runs.BEST_MODEL_FILE
     again = dataclasses.replace(

@@ -72,13 +72,16 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
 
 
 def learnt_folders(path: Path) -> set[Path]:
-    """Folders of which the model, or one that it was fine-tuned from, may have learnt pictures that are on no record.
+    """Folders of which the model, or one that it began with, may have learnt pictures that are on no record.
 
     None if it is of no run; of runs with a record (:func:`runs.learnt`) the loader knows each picture.
     """
     try:
+        # START_FROM may be a folder.
+        path = path / runs.BEST_MODEL_FILE if path.is_dir() else path
         saved = json.loads((path.parent / runs.SETTINGS_FILE).read_text())
-        began, recorded = saved.get("fine_tuned_from"), path.with_name(runs.LEARNT_FILE).exists()
+        began = saved.get("fine_tuned_from") or saved["settings"].get("start_from")
+        recorded = path.with_name(runs.LEARNT_FILE).exists()
         found = [one for one in saved["settings"]["data_sources"] if "path" in one and one.get("weight", 1)]
         folders = set() if recorded else {Path(one["path"]).expanduser().resolve() for one in found}
         return folders | (learnt_folders(Path(began)) if began else set())

@@ -241,7 +241,7 @@ def save_learnt(run_dir: Path, marks: np.ndarray, model_file: Path | None = None
     Args:
         run_dir: the run's folder.
         marks: of :attr:`loader.Splits.learnt`, ``(N,)`` uint64.
-        model_file: what a fine-tuning began with.
+        model_file: what the training began with, if not with fresh weights.
     """
     if model_file:
         marks = np.union1d(marks, learnt(model_file))

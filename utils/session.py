@@ -323,10 +323,11 @@ def _run(
         _check(model, architecture.name, settings, mode)
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
+        # What the run begins with may be gone when it is resumed.
+        _save_learnt(run_dir, splits, model_choice.start(settings, architecture.name))
     with runs.hold(run_dir):
         # Another process may have finished it while this one read pictures.
         runs.check_unfinished(run_dir)
-        runs.save_learnt(run_dir, splits.learnt)
         results = runs.without_device_files(run_dir) or _fit(model, splits, settings, options, run_dir)
         # As if all epochs had been made at once: those before an interruption belong to the run, too.
         started = time.monotonic() - results["timing"]["training_s"]
@@ -341,6 +342,13 @@ def _run(
         runs.clean_up(run_dir, options.keep_checkpoints)
         report_page.write(run_dir)
     return Outcome(architecture.name, run_dir, results)
+
+
+def _save_learnt(run_dir: Path, splits: Splits, start: Path | None) -> None:
+    measured = splits.marks[np.concatenate(list(splits.measured.values()))]
+    if start and (flattering := np.isin(measured, runs.learnt(start)).sum()):
+        log.warning("%d pictures that are measured on flatter the model: START_FROM has learnt them", flattering)
+    runs.save_learnt(run_dir, splits.learnt, start)
 
 
 def _check(model: keras.Model, name: str, settings: Settings, mode: QuantizationMode) -> None:
