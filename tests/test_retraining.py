@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,14 @@ def test_the_judgement(before, after, bad, reasons, nb_classes):
 def test_where_none_is_kept_aside_all_bad_pictures_are_judged():
     (reason,) = judge(results({}, {}), 0.5, 0.5, kept_aside=0, max_drop=0.2).reasons
     assert reason.startswith("of the bad pictures 50.0% are read right")
+
+
+def test_why_none_is_kept_aside_is_said():
+    outcome = session.Outcome("m", Path("run"), {**results({}, {}), "training": {"new_pictures": 50}})
+    text = retraining.summary(outcome, judge(outcome.results, 0.5, 0.6, kept_aside=0, max_drop=0.2))
+    assert text.startswith(
+        "the bad pictures, 50 of them learnt from (too few that are new to the model to keep some aside): 50.0% read"
+    )
 
 
 def test_the_file_that_is_flashed_has_a_say():

@@ -106,7 +106,8 @@ def summary(outcome: Outcome, judgement: Judgement) -> str:
     _, text = _score(outcome.results["nb_classes"])
     count, before, after = judgement.kept_aside, judgement.bad_before, judgement.bad_after
     learnt = outcome.results["training"]["new_pictures"]
-    all_of_them = f"the bad pictures, {learnt} of them learnt from (too few to keep some aside)"
+    few = "too few that are new to the model to keep some aside"
+    all_of_them = f"the bad pictures, {learnt} of them learnt from ({few})"
     where = f"{count} bad pictures kept aside" if count else all_of_them
     file = outcome.results["recommended"]
     lines = [f"{where}: {before:.1%} read {text} before, {after:.1%} now by {file}"]
