@@ -70,14 +70,15 @@ def test_training_moves_the_ranges_but_for_the_input_and_the_logits(trained):
 @pytest.mark.slow
 def test_qat_wins_back_what_unbalanced_channels_cost(trained):
     model, settings, splits, calibration = trained
-    odd = unbalanced(model, spread=4)
+    odd = unbalanced(model, spread=5)
     images = splits.pool.images(splits.measured["test"])
     np.testing.assert_allclose(evaluation.keras_logits(odd, images), evaluation.keras_logits(model, images), atol=1e-3)
     balanced = right(export.quantized_tflite(model, calibration, "int8"), splits)
     quantized = fake_quant.quantize(odd, calibration)
     after_ptq = right(export.integer_tflite(quantized, "int8"), splits)
-    assert balanced - after_ptq > 0.05, "the channels were to cost something"
-    settings = dataclasses.replace(settings, qat_epochs=5, qat_learning_rate=0.06)
+    # Of a few points, or after a few epochs, chance would decide: 0.54 to 0.81 of them came back with 2 ** 4 and five.
+    assert balanced - after_ptq > 0.15, "the channels were to cost something"
+    settings = dataclasses.replace(settings, qat_epochs=15, qat_learning_rate=0.4)
     training.fit_quantized(quantized, splits, settings)
     after_qat = right(export.integer_tflite(quantized, "int8"), splits)
     assert after_qat - after_ptq >= 2 / 3 * (balanced - after_ptq)
