@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,16 +137,14 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     aside, taught = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
     parts["train"] = np.concatenate([parts["train"], taught])
     marks = twins.marks(itertools.chain(*pool.arrays))
-    itself = np.isin(marks, learnt)
-    known = np.isin(clusters, clusters[itself])
-    if settings.split_by == "image":
-        # Twins of what is measured on were learnt from the first time, too.
-        known[parts["test"]] = itself[parts["test"]]
+    careless = settings.split_by == "image"
+    # Dealt out one by one, twins of what is measured on were learnt from the first time, too.
+    known = _known(marks, learnt, clusters, parts["test"] if careless else [])
     parts, aside = _without_known(parts, aside, known, clusters)
     if flattering := int(known[held].sum()):
         log.warning("%d pictures of TEST_SOURCES flatter the model: it has learnt them or their twins", flattering)
     kept = np.concatenate([held, *aside.values()])
-    train, validation, left_out = splitting.without_twins(parts, kept, clusters, careless=settings.split_by == "image")
+    train, validation, left_out = splitting.without_twins(parts, kept, clusters, careless)
     measured = {"test": parts["test"]} if len(parts["test"]) else {}
     measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
@@ -276,6 +274,14 @@ def _keep_aside(
         learnt.append(mine[parts["train"]])
         aside[aside_of(pool.source_names[number])] = mine[parts["aside"]]
     return aside, np.concatenate([np.empty(0, int), *learnt])
+
+
+def _known(marks: np.ndarray, learnt: np.ndarray, clusters: np.ndarray, alone: Sequence[int]) -> np.ndarray:
+    """Which pictures a model has learnt, themselves or a twin, ``(N,)`` bool; those of ``alone`` only themselves."""
+    itself = np.isin(marks, learnt)
+    known = np.isin(clusters, clusters[itself])
+    known[alone] = itself[alone]
+    return known
 
 
 def _without_known(
