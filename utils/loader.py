@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 ASIDE_SUFFIX = " (kept aside)"
 TEST_SEED = 2**31  # added to SEED where drawn digits are only measured on: SEED has none as large
 ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to keep some aside
-NO_MARKS = np.empty(0, np.uint64)
 MIN_ASIDE_CLUSTERS = 10  # of fewer groups of twins none are kept aside: the share of them would measure nothing
+NO_MARKS = np.empty(0, np.uint64)
 
 
 class DataError(UserError):

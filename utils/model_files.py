@@ -32,8 +32,8 @@ SHARES = {
 }
 # A log_softmax is logits, too, but nothing to train on.
 PROBABILITIES = (*SHARES, "log_softmax", "log_sigmoid")
-# What the last values may still pass through: it does not tell logits from probabilities. Sums and averages are of one
-# kind.
+# What the last values may still pass through, for it does not tell logits from probabilities: sums and averages, too,
+# are of one kind.
 NEUTRAL_ENDS = (
     *("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization"),
     *("Add", "Average", "AveragePooling2D", "GlobalAveragePooling2D"),

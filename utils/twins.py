@@ -4,7 +4,7 @@ Near twins are pictures of one camera minutes apart: same wheel position, slight
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
@@ -39,15 +39,13 @@ CHUNK = 20_000
 
 def marks(images: Iterable[np.ndarray]) -> np.ndarray:
     """Marks (N,) uint64 of N images (H, W, C) uint8, by which the same pixels are known again anywhere."""
-    digests = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images)
-    return np.frombuffer(b"".join(digests), np.uint64)
+    return np.frombuffer(b"".join(_digests(images, np.uint64().nbytes)), np.uint64)
 
 
 def exact_groups(images: Iterable[np.ndarray]) -> np.ndarray:
     """Group numbers (N,) int32 of N images (H, W, C) uint8: equal if and only if the pixels are identical."""
     numbers: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
-    groups = (numbers.setdefault(digest, len(numbers)) for digest in digests)
+    groups = (numbers.setdefault(digest, len(numbers)) for digest in _digests(images, 16))
     return np.fromiter(groups, np.int32)
 
 
@@ -66,6 +64,10 @@ def twin_clusters(images: np.ndarray) -> np.ndarray:
     graph = coo_matrix((twins[twins], (a[twins], b[twins])), shape=(len(first), len(first)))
     clusters = connected_components(graph, directed=False)[1].astype(np.int32)
     return _cut_wide(descriptors, clusters)[groups]
+
+
+def _digests(images: Iterable[np.ndarray], size: int) -> Iterator[bytes]:
+    return (hashlib.blake2b(np.ascontiguousarray(image), digest_size=size).digest() for image in images)
 
 
 def _describe(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
