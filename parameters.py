@@ -14,7 +14,7 @@ INPUT_CHANNELS = 1  # 1 = grey, 3 = RGB
 # --- Data ------------------------------------------------------------------------------------------------------------
 # A list of sources. Types: "synthetic" (drawn by the project), "filename" (3.4_x.jpg anywhere below "path"),
 # "label_file" ("labels" names a text file below "path"), "folder_structure" (one folder a class). "weight" below 1 uses
-# that share of the training pictures, above 1 repeats them, 0 leaves the source out. Example of an own source:
+# that share of the training pictures, in each epoch others, above 1 repeats them, 0 leaves the source out. Example:
 #   {"name": "kitchen", "type": "filename", "path": "datasets/kitchen", "weight": 1.0},
 DATA_SOURCES = [
     {"name": "synthetic", "type": "synthetic", "count": 20_000, "weight": 1.0},

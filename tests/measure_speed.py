@@ -57,7 +57,7 @@ def epoch_against_bare_steps() -> str:
 
     settings = settings_module.load(data_sources=[{"name": "s", "type": "synthetic", "count": 12_800}])
     splits = loader.load(settings)
-    full = training.Batches(splits.pool, splits.train, settings.batch_size, seed=1)
+    full = training.Batches(splits.pool, splits.epoch, settings.batch_size, seed=1)
     full_trainer = compiled(settings, Augmentation(settings))
     bare_trainer = compiled(settings, lambda image: keras.ops.cast(image, "float32"))
     ready = Ready(full)

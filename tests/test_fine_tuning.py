@@ -98,7 +98,7 @@ def test_nothing_to_learn_from_is_an_error(known):
 def test_nothing_new_to_learn_from_is_an_error(known):
     _, _, splits = known
     own = splits.pool.source_ids != splits.source("meter")
-    without = dataclasses.replace(splits, train=splits.train[own[splits.train]])
+    without = dataclasses.replace(splits, turns=tuple(turn for turn in splits.turns if own[turn[0]].all()))
     with pytest.raises(FineTuningError, match="none of the pictures of meter is left to learn from: they are twins"):
         fine_tuning.mix(without, Plan(new=("meter",)), (), 1)
 

@@ -215,6 +215,19 @@ def test_weights_apply_to_the_training_part_only(tiny, picture_folder):
     assert set(repeats[splits.train[splits.pool.source_ids[splits.train] == 0]]) == {1}
 
 
+@pytest.mark.parametrize(("weight", "most"), [(0.25, 1), (2.25, 3)])
+def test_pictures_take_turns_where_an_epoch_has_not_room_for_all(tiny, picture_folder, weight, most):
+    splits = loader.load(tiny(data_sources=[source(picture_folder("own", {"m": 100}), weight=weight)]))
+    epochs = [splits.epoch(number) for number in range(4)]
+    np.testing.assert_array_equal(splits.train, epochs[0])
+    assert {len(epoch) for epoch in epochs} == {80 * weight}
+    assert max(np.bincount(epoch).max() for epoch in epochs) == most
+    learnt, times = np.unique(np.concatenate(epochs), return_counts=True)
+    assert len(learnt) == 80 and set(times) == {4 * weight}
+    # All of these, and those that choose the best epoch, count as learnt when the model is taught further.
+    assert set(splits.learnt) == set(splits.marks[np.concatenate([learnt, splits.validation])])
+
+
 @pytest.mark.parametrize("weight", [0.3, 1.5])
 def test_weights_hold_for_meters_of_few_pictures(tiny, picture_folder, weight):
     folder = picture_folder("own", {f"day{number}": 1 for number in range(150)})

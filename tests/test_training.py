@@ -196,7 +196,7 @@ def test_plateau_divides_the_learning_rate(fit, trained_run):
 def test_a_rest_too_small_joins_the_batch_before_it(tiny):
     splits = loader.load(tiny())
     for smallest, sizes in ((1, [95, 95, 2]), (2, [95, 95, 2]), (3, [95, 97])):
-        batches = training.Batches(splits.pool, splits.train, 95, seed=1, smallest=smallest)
+        batches = training.Batches(splits.pool, splits.epoch, 95, seed=1, smallest=smallest)
         parts = [batches[number] for number in range(len(batches))]
         assert [len(images) for images, _ in parts] == sizes
         classes = np.concatenate([targets for _, targets in parts]).argmax(axis=1)
@@ -280,7 +280,7 @@ def test_dropout_wants_a_dense_layer_at_the_end(tiny):
 
 def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):
     splits = loader.load(tiny())
-    batches = training.Batches(splits.pool, splits.train, 32, seed=1)
+    batches = training.Batches(splits.pool, splits.epoch, 32, seed=1)
     first = np.concatenate([batches.order])
     assert sorted(first) == sorted(splits.train)
     images, targets = batches[len(batches) - 1]
@@ -288,8 +288,22 @@ def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):
     np.testing.assert_array_equal(targets.argmax(axis=1), splits.pool.classes(batches.order[-len(images) :]))
     batches.on_epoch_end()
     assert (batches.order != first).any()
-    again = training.Batches(splits.pool, splits.train, 32, seed=1, epoch=1)
+    again = training.Batches(splits.pool, splits.epoch, 32, seed=1, epoch=1)
     np.testing.assert_array_equal(again.order, batches.order)
+
+
+def test_batches_take_the_pictures_whose_turn_it_is(tiny):
+    """What a weight leaves out of one epoch is learnt in the next ones; a resumed run goes on where it stood."""
+    splits = loader.load(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 400, "weight": 0.25}]))
+    batches = training.Batches(splits.pool, splits.epoch, 32, seed=1)
+    epochs = []
+    for _ in range(5):
+        epochs.append(batches.order)
+        batches.on_epoch_end()
+    assert {len(epoch) for epoch in epochs} == {80}
+    assert len(np.unique(np.concatenate(epochs[:4]))) > 300
+    again = training.Batches(splits.pool, splits.epoch, 32, seed=1, epoch=4)
+    np.testing.assert_array_equal(again.order, epochs[4])
 
 
 @pytest.mark.parametrize("nb_classes", [10, 100])

@@ -187,7 +187,7 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
         batches(store, spread, epochs),
         steps_per_epoch=steps,
         epochs=epochs,
-        validation_data=training.Batches(splits.pool, splits.validation, 512),
+        validation_data=training.Batches(splits.pool, lambda _: splits.validation, 512),
         callbacks=[recorder, training.EpochLine(architecture)],
         verbose=0,
     )

@@ -22,6 +22,8 @@ ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to k
 MIN_ASIDE_CLUSTERS = 10  # of fewer groups of twins none are kept aside: the share of them would measure nothing
 NO_MARKS = np.empty(0, np.uint64)
 
+Turns = tuple[tuple[np.ndarray, int], ...]
+
 
 class DataError(UserError):
     """The pictures as a whole can't be trained on. The message says what to change."""
@@ -63,15 +65,16 @@ class Pool:
 class Splits:
     """Which picture of the pool serves what.
 
-    ``train`` and ``validation`` are indices into the pool, ``train`` weighted (pictures repeated or left out);
-    ``measured`` maps each test set (``"test"``, what is kept aside of new sources, the ``TEST_SOURCES``) by name to
-    indices. ``facts`` describes the data for ``results.json``; ``fingerprint`` changes whenever a picture, a label or
-    the split does; ``clusters`` (N,) has one number for all twins of a picture; ``marks`` (N,) uint64 tell
-    pictures by their pixels, wherever they lie; ``drawn`` are the numbers of the sources that the project draws.
+    ``turns`` are the training pictures of a source, or of one of its meters, in random order, and how many of them an
+    epoch has; ``validation`` are indices into the pool; ``measured`` maps each test set (``"test"``, what is kept aside
+    of new sources, the ``TEST_SOURCES``) by name to indices. ``facts`` describes the data for ``results.json``;
+    ``fingerprint`` changes whenever a picture, a label or the split does; ``clusters`` (N,) has one number for all
+    twins of a picture; ``marks`` (N,) uint64 tell pictures by their pixels, wherever they lie; ``drawn`` are the
+    numbers of the sources that the project draws.
     """
 
     pool: Pool
-    train: np.ndarray
+    turns: Turns
     validation: np.ndarray
     measured: dict[str, np.ndarray]
     facts: dict
@@ -80,10 +83,23 @@ class Splits:
     marks: np.ndarray
     drawn: tuple[int, ...] = ()
 
+    def epoch(self, number: int) -> np.ndarray:
+        """Indices of what an epoch, counted from 0, learns, weighted: some stand there several times, some not at all.
+
+        Those that stand there less often than others of their meter have their turn in the next epochs.
+        """
+        return _epoch(self.turns, number)
+
+    @property
+    def train(self) -> np.ndarray:
+        """What the first epoch learns."""
+        return self.epoch(0)
+
     @property
     def learnt(self) -> np.ndarray:
         """Marks of what a model learns of this; pictures that choose its best epoch count, too."""
-        return np.unique(self.marks[np.union1d(self.train, self.validation)])
+        taught = [members for members, count in self.turns if count]
+        return np.unique(self.marks[np.concatenate([*taught, self.validation])])
 
     def source(self, name: str) -> int:
         """Number of a source in ``pool.source_ids``."""
@@ -149,7 +165,8 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
     _check_parts(pool, train, validation, measured, settings, own[~is_new], clusters)
-    weighted = _weight(pool, train, used, settings)
+    turns = _turns(pool, train, used, settings)
+    weighted = _epoch(turns, 0)
     facts = {
         "split_by": settings.split_by,
         "sources": _source_facts(pool, read, (train, weighted, validation, measured)),
@@ -162,7 +179,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     }
     _log_facts(facts, in_epochs=not aside_from)
     fingerprint = _fingerprint(pool, weighted, validation, measured)
-    return Splits(pool, weighted, validation, measured, facts, fingerprint, clusters, marks, tuple(drawn))
+    return Splits(pool, turns, validation, measured, facts, fingerprint, clusters, marks, tuple(drawn))
 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:
@@ -331,34 +348,34 @@ def _check_parts(
         raise DataError("all training pictures have the same label: a network needs at least two classes")
 
 
-def _weight(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Settings) -> np.ndarray:
+def _turns(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Settings) -> Turns:
     # After the split, so that no repeat leaks into validation or test.
     rng = np.random.default_rng(settings.seed + 1)
-    parts = []
+    turns = []
     for number, source in enumerate(used):
         mine = rng.permutation(train[pool.source_ids[train] == number])
         # The generator's typefaces are balanced as they are.
         balance = settings.balance_sources and source.type != "synthetic"
-        by_meter = mine[np.argsort(pool.meter_ids[mine], kind="stable")]
-        meters = _meter_weights(pool, by_meter, balance)
+        meters = _meter_weights(pool, mine) if balance else [(1.0, mine)]
         # Rounded for each meter by itself, many small ones would all be left out, or all be taken whole.
         due = np.cumsum([source.weight * weight * len(members) for weight, members in meters])
-        for (_, members), count in zip(meters, np.diff(due.round().astype(int), prepend=0), strict=True):
-            repeats, rest = divmod(count, len(members))
-            parts += [np.tile(members, repeats), members[:rest]]
-    weighted = np.sort(np.concatenate(parts))
-    if not len(weighted):
+        counts = np.diff(due.round().astype(int), prepend=0)
+        turns += [(members, int(count)) for (_, members), count in zip(meters, counts, strict=True)]
+    if not any(count for _, count in turns):
         raise DataError("the weights in DATA_SOURCES leave no training picture: raise a weight")
-    return weighted
+    return tuple(turns)
 
 
-def _meter_weights(pool: Pool, by_meter: np.ndarray, balance: bool) -> list[tuple[float, np.ndarray]]:
-    """How often a picture of each meter counts, 1 on average, with ``balance`` ~ 1 / sqrt(pictures of the meter).
+def _epoch(turns: Turns, number: int) -> np.ndarray:
+    chosen = [members.take(number * count + np.arange(count), mode="wrap") for members, count in turns]
+    return np.sort(np.concatenate(chosen))
 
-    Beside it the meter's pictures, of those that stand in the order of meters.
-    """
+
+def _meter_weights(pool: Pool, indices: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """How often a picture of each meter counts, ~ 1 / sqrt(its pictures) and 1 on average, and which these are."""
+    by_meter = indices[np.argsort(pool.meter_ids[indices], kind="stable")]
     _, starts, counts = np.unique(pool.meter_ids[by_meter], return_index=True, return_counts=True)
-    weights = counts**-0.5 if balance else np.ones(len(counts))
+    weights = counts**-0.5
     weights *= counts.sum() / max((weights * counts).sum(), 1e-9)
     return list(zip(weights.tolist(), np.split(by_meter, starts)[1:], strict=True))
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -58,14 +59,15 @@ class Training:
 class Batches(keras.utils.PyDataset):
     """Batches of raw pictures ``(N, H, W, C)`` uint8 and targets ``(N, nb_classes)`` float32, see ``labels.targets``.
 
-    With a seed, every epoch has an order of its own that depends on seed and epoch alone. A rest of fewer than
-    ``smallest`` pictures joins the batch before it.
+    ``pictures`` gives the indices of those that an epoch, counted from 0, has, as many in each. With a seed, every
+    epoch has an order of its own that depends on seed and epoch alone. A rest of fewer than ``smallest`` pictures joins
+    the batch before it.
     """
 
     def __init__(
         self,
         pool: Pool,
-        indices: np.ndarray,
+        pictures: Callable[[int], np.ndarray],
         batch_size: int,
         spread: float = 0.0,
         seed: int | None = None,
@@ -73,13 +75,13 @@ class Batches(keras.utils.PyDataset):
         smallest: int = 1,
     ):
         super().__init__(workers=WORKERS)
-        self.pool, self.indices, self.batch_size = pool, indices, batch_size
+        self.pool, self.pictures, self.batch_size = pool, pictures, batch_size
         self.seed, self.epoch, self.smallest = seed, epoch, smallest
         self.targets = labels.targets(pool.nb_classes, spread)
         self._shuffle()
 
     def __len__(self) -> int:
-        return max(1, math.ceil((len(self.indices) - self.smallest + 1) / self.batch_size))
+        return max(1, math.ceil((len(self.order) - self.smallest + 1) / self.batch_size))
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         last = number == len(self) - 1
@@ -91,10 +93,9 @@ class Batches(keras.utils.PyDataset):
         self._shuffle()
 
     def _shuffle(self) -> None:
-        if self.seed is None:
-            self.order = self.indices
-        else:
-            self.order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
+        self.order = self.pictures(self.epoch)
+        if self.seed is not None:
+            self.order = np.random.default_rng([self.seed, self.epoch]).permutation(self.order)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -235,10 +236,10 @@ def _fit(
     smallest = settings.gpus**2
     trainer.fit(
         Batches(
-            *(splits.pool, splits.train, settings.batch_size, settings.label_spread),
+            *(splits.pool, splits.epoch, settings.batch_size, settings.label_spread),
             *(settings.seed, initial_epoch, smallest),
         ),
-        validation_data=Batches(splits.pool, splits.validation, 512, smallest=smallest),
+        validation_data=Batches(splits.pool, lambda _: splits.validation, 512, smallest=smallest),
         initial_epoch=initial_epoch,
         epochs=settings.epochs,
         callbacks=[seeds, keeper, *attended(description)],
