@@ -298,6 +298,21 @@ def test_copies_are_said_to_be_one_picture_where_too_few_are_left(tiny, picture_
     )
 
 
+@pytest.mark.parametrize("quality", [100, 80])
+def test_the_same_pictures_as_test_source_are_said_to_be_why_none_is_left(tiny, picture_folder, quality):
+    folder = picture_folder("own", {"a": 60})
+    saved_anew = folder.parent / "anew"
+    saved_anew.mkdir()
+    for number, path in enumerate(sorted((folder / "a").iterdir())):
+        anew = saved_anew / f"{path.name[:3]}_other{number}.jpg"
+        cv2.imwrite(str(anew), cv2.imread(str(path)), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    with pytest.raises(DataError) as error:
+        loader.load(tiny(data_sources=[source(folder)], test_sources=[source(saved_anew, "anew")]))
+    assert "no picture left for training and validation (SPLIT_BY = 'cluster', 60 pictures" in str(error.value)
+    left_out = "; 60 of them have twins in TEST_SOURCES and are left out): take out of TEST_SOURCES"
+    assert left_out in str(error.value)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_typefaces_are_not_held_out_in_place_of_meters(tiny, picture_folder, seed):
     own = source(picture_folder("own", {f"m{number}": 40 for number in range(5)}), "own")

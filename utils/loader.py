@@ -164,7 +164,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     measured = {"test": parts["test"]} if len(parts["test"]) else {}
     measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
-    _check_parts(pool, train, validation, measured, settings, own[~is_new], clusters)
+    _check_parts(pool, train, validation, measured, settings, own[~is_new], clusters, held)
     turns = _turns(pool, train, used, settings)
     weighted = _epoch(turns, 0)
     facts = {
@@ -331,6 +331,7 @@ def _check_parts(
     settings: Settings,
     dealt: np.ndarray,
     clusters: np.ndarray,
+    held: np.ndarray,
 ) -> None:
     empty = [name for name, part in (("training", train), ("validation", validation)) if not len(part)]
     if settings.test_share and "test" not in measured:
@@ -340,10 +341,13 @@ def _check_parts(
         if settings.split_by == "cluster":
             different = markup.count(len(np.unique(clusters[dealt])), "different picture")
             there += f", {different}, as copies and near twins count as one"
-        raise DataError(
-            f"no picture left for {' and '.join(empty)} (SPLIT_BY = {settings.split_by!r}, {there}): "
-            "add pictures or change SPLIT_BY, VALIDATION_SHARE or TEST_SHARE"
-        )
+        mend = "add pictures or change SPLIT_BY, VALIDATION_SHARE or TEST_SHARE"
+        if tested := int(np.isin(clusters[dealt], clusters[held]).sum()):
+            # The same pictures under other names, or saved anew.
+            there += f"; {tested} of them have twins in TEST_SOURCES and are left out"
+            mend = f"take out of TEST_SOURCES what DATA_SOURCES has, too, {mend}"
+        left = f"no picture left for {' and '.join(empty)} (SPLIT_BY = {settings.split_by!r}, {there})"
+        raise DataError(f"{left}: {mend}")
     if len(np.unique(pool.classes(train))) < 2:
         raise DataError("all training pictures have the same label: a network needs at least two classes")
 
