@@ -14,7 +14,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit code 1: a model could not be measured")
     add = parser.add_argument
     add("models", type=Path, nargs="+", metavar="MODEL", help="a .tflite, .keras or .espdl file or a run folder")
-    add("--data", nargs="+", required=True, metavar="SOURCE", help="folders with labelled pictures, or synthetic")
+    data = "folders with labelled pictures, or synthetic"
+    add("--data", type=console.source, nargs="+", required=True, metavar="SOURCE", help=data)
     add("--robustness", action="store_true", help="measure on changed pictures, too: rotated, darker, noisy ...")
     add(
         "--reading", type=int, choices=DIGITS, default=0, metavar="DIGITS", help="simulate a counter with 2 to 9 digits"

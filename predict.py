@@ -18,7 +18,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("pictures", type=console.path, metavar="IMAGE_OR_FOLDER", help="a picture, or a folder with pictures below it")
     add("--model", type=Path, metavar="RUN_OR_FILE", help="a .keras, .tflite or .espdl file or a run; else the newest")
     add("--json", action="store_true", help="one JSON object a line instead of text")
-    add("--save", type=Path, metavar="DIR", help="copy the unsure pictures there as <reading>_<name>")
+    add("--save", type=console.path, metavar="DIR", help="copy the unsure pictures there as <reading>_<name>")
     add("--threshold", type=console.share, metavar="X", help="unsure below it; else as the run recommends, or 0.9")
     console.add_common_arguments(parser)
     return parser.parse_args(argv)

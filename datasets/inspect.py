@@ -21,7 +21,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="exit code 1: a file can't be read, a label isn't understood, or a label file gives a picture two",
     )
     add = parser.add_argument
-    add("sources", type=Path, nargs="+", metavar="SOURCE", help="folder, in one of the forms of the README")
+    add("sources", type=console.path, nargs="+", metavar="SOURCE", help="folder, in one of the forms of the README")
     add("--csv", type=Path, metavar="FILE", help="write one row a picture with what is wrong with it")
     add("--html", type=Path, metavar="FILE", help="write a page with the pictures")
     add("--model", type=Path, metavar="RUN_OR_FILE", help="name labels that this model confidently disagrees with")

@@ -59,6 +59,13 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def source(text: str) -> str:
+    """An argument's value that names a folder or a kind of source; see :func:`path`."""
+    path(text)
+    # As text: ./synthetic is a folder, synthetic is none.
+    return text
+
+
 def set_up(debug: bool = False) -> None:
     """Logs to stderr, level INFO (DEBUG with ``debug``); TensorFlow's own log only with ``debug``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
