@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import write_digit
 from utils import labels, loader, synthetic
 from utils.loader import DataError
+from utils.sources import SourceError
 
 
 def source(folder, name="own", **more):
@@ -350,6 +351,9 @@ def test_weights_of_nothing_and_shared_folders_are_refused(tiny, picture_folder)
         loader.load(tiny(data_sources=[source(folder, weight=0.01)]))
     with pytest.raises(DataError, match="TEST_SOURCES 'held' is the folder of DATA_SOURCES 'own'"):
         loader.load(tiny(data_sources=[source(folder)], test_sources=[source(f"{folder}/../own", "held")]))
+    (folder.parent / "loop").symlink_to("loop")
+    with pytest.raises(SourceError, match=r"'held': folder .*loop not found"):
+        loader.load(tiny(data_sources=[source(folder)], test_sources=[source(folder.parent / "loop", "held")]))
     for name in ("test", "synthetic"):
         with pytest.raises(DataError, match=f"TEST_SOURCES '{name}': the name is taken"):
             loader.load(tiny(test_sources=[source(folder, name)]))

@@ -150,6 +150,14 @@ def test_saved_pictures_inside_the_folder_are_not_read_again(tmp_path):
     assert prediction.find_pictures(folder, without=folder / "unsure") == before
 
 
+def test_a_link_to_itself_is_a_picture_that_cannot_be_opened(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    found = prediction.find_pictures(tmp_path, without=tmp_path / "unsure")
+    assert [one.error for one in prediction.read(MODEL, found)] == [
+        "file can't be opened: Too many levels of symbolic links"
+    ]
+
+
 def test_a_folder_with_pictures_only_where_they_are_saved_is_not_called_empty(tmp_path):
     put(tmp_path / "unsure" / "3.0_x.png")
     with pytest.raises(PredictionError, match=f"^{tmp_path}: all its pictures are in {tmp_path}/unsure, which --save"):

@@ -95,6 +95,9 @@ def test_files_that_cannot_be_written_are_refused_first(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(runs.RunError, match="pipe: cannot be written"):
         runs.check_writable([tmp_path / "pipe"])
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(runs.RunError, match="loop: cannot be written"):
+        runs.check_writable([tmp_path / "loop"])
     with pytest.raises(runs.RunError, match="is named twice"):
         runs.check_writable([tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "x" / ".." / "a.csv"])
 

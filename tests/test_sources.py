@@ -147,6 +147,11 @@ def test_a_missing_folder_is_refused(tmp_path):
         sources.declare(tmp_path / "3_a.png", 1)
     with pytest.raises(SourceError, match="nowhere not found: give a folder with labelled pictures"):
         sources.declare(tmp_path / "nowhere", 1.0)
+    (tmp_path / "loop").symlink_to("loop")
+    listed = [{"name": "loop", "type": "filename", "path": tmp_path / "loop"}]
+    assert sources.with_source(listed, tmp_path / "loop", 3.0) == ([{**listed[0], "weight": 3.0}], "loop")
+    with pytest.raises(SourceError, match="loop not found: give a folder with labelled pictures"):
+        sources.with_source([], tmp_path / "loop", 1.0)
 
 
 def test_a_folder_that_may_not_be_entered_is_named_and_no_file_in_it(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -209,10 +210,10 @@ def _parse(settings: Settings) -> tuple[list[DataSource], list[DataSource]]:
         raise DataError("every source in DATA_SOURCES has weight 0: nothing is left to train on")
     if not (tested or settings.test_share):
         raise DataError("TEST_SHARE = 0 and every source in TEST_SOURCES has weight 0: nothing is left to measure on")
-    trained_on = {source.path.resolve(): source.name for source in used if source.path}
+    # Path.resolve() fails where links form a loop.
+    trained_on = {os.path.realpath(source.path): source.name for source in used if source.path}
     for source in tested:
-        if source.path and source.path.resolve() in trained_on:
-            other = trained_on[source.path.resolve()]
+        if source.path and (other := trained_on.get(os.path.realpath(source.path))):
             raise DataError(
                 f"TEST_SOURCES {source.name!r} is the folder of DATA_SOURCES {other!r}: remove it from one of them"
             )

@@ -50,15 +50,16 @@ def find_pictures(path: Path, without: Path | None = None) -> list[Path]:
         if not os.path.lexists(path):
             raise PredictionError(f"{path}: no such file or folder; give a picture or a folder with pictures")
         return [path]
-    left_out = without.resolve() if without else None
-    if left_out == path.resolve():
+    # Path.resolve() fails where links form a loop.
+    real, left_out = (one and Path(os.path.realpath(one)) for one in (path, without))
+    if left_out == real:
         raise PredictionError(f"{path}: --save names the folder of the pictures themselves; name another")
     try:
         found = [path / file.name for file in pictures.walk(str(path))]
     except OSError as error:
         raise PredictionError(f"{path}: cannot be listed ({error.strerror})") from error
-    if found and left_out and path.resolve() in left_out.parents:
-        found = [file for file in found if left_out not in file.resolve().parents]
+    if found and left_out and real in left_out.parents:
+        found = [file for file in found if left_out not in Path(os.path.realpath(file)).parents]
         if not found:
             raise PredictionError(f"{path}: all its pictures are in {without}, which --save names; name another folder")
     if not found:

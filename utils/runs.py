@@ -110,11 +110,12 @@ def check_writable(files: Iterable[Path | None]) -> None:
         RunError: a file's folder is missing or read-only, it is a folder or a device itself, or two are the same file.
     """
     named = [file for file in files if file]
-    for file in named:
-        place = file.resolve()
-        if (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK):
+    # Path.resolve() fails where links form a loop.
+    places = [Path(os.path.realpath(file)) for file in named]
+    for file, place in zip(named, places, strict=True):
+        if (os.path.lexists(place) and not place.is_file()) or not os.access(place.parent, os.W_OK):
             raise RunError(f"{file}: cannot be written; name a file in an existing folder of yours")
-    if len({file.resolve() for file in named}) < len(named):
+    if len(set(places)) < len(named):
         raise RunError(f"{named[0]}: is named twice, the one output would replace the other; name another file")
 
 

@@ -169,9 +169,10 @@ def with_source(
         SourceError: one of the declared sources is not accepted, the folder is listed without its ``labels.txt``, or
             what :func:`declare` says.
     """
-    place, listed = folder.resolve(), parse_sources(declared, "DATA_SOURCES")
+    # Path.resolve() fails where links form a loop.
+    place, listed = os.path.realpath(folder), parse_sources(declared, "DATA_SOURCES")
     for number, known in enumerate(listed):
-        if known.path and known.path.resolve() == place:
+        if known.path and os.path.realpath(known.path) == place:
             goes_by_it = known.type == "label_file" and os.path.normpath(known.labels) == LABEL_FILE
             if _has_label_file(folder) and not goes_by_it:
                 raise SourceError(
