@@ -256,7 +256,7 @@ def test_identical_pictures_with_two_labels_are_reported(tiny, picture_folder, c
         conflicts = loader.load(tiny(data_sources=[source(folder)])).facts["identical_pictures_with_two_labels"]
     assert conflicts["groups"] == 1
     assert conflicts["examples"][0] == [f"own: a/{path.name} ({path.name[:3]})", "own: a/2.2_again.png (2.2)"]
-    assert "1 identical pictures have two labels" in caplog.text
+    assert f"identical pictures with two labels: 1 group, for example own: a/{path.name}" in caplog.text
 
 
 def test_classes_without_a_picture_are_named(tiny, tmp_path, caplog):

@@ -434,7 +434,8 @@ def _log_facts(facts: dict, in_epochs: bool) -> None:
         log.info("%d pictures left out of training: twins of pictures that are measured on", left_out)
     if (conflicts := facts["identical_pictures_with_two_labels"])["groups"]:
         first = " and ".join(conflicts["examples"][0])
-        log.warning("%d identical pictures have two labels, for example %s", conflicts["groups"], first)
+        groups = markup.count(conflicts["groups"], "group")
+        log.warning("identical pictures with two labels: %s, for example %s", groups, first)
     if missing := facts["classes_without_training_picture"]:
         log.warning("no training picture of %s: these can't be learnt", ", ".join(missing))
 
