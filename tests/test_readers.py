@@ -254,6 +254,12 @@ def test_kinds_of_problems_count_together(folder):
         read(folder)
 
 
+def test_a_jpeg_by_another_ending_is_read(folder):
+    put(folder / "3.4_x.jpg").rename(folder / "3.4_x.jfif")
+    data = read(folder)
+    assert (data.files, data.tenths.tolist()) == (("3.4_x.jfif",), [34])
+
+
 def test_pictures_of_formats_that_are_not_read_are_counted(folder, caplog):
     put_many(folder, 299)
     put(folder / "3.4_x.gif")

@@ -23,7 +23,7 @@ from utils.console import progress
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp")  # .jfif: JPEG, as browsers on Windows save it
 # Of formats that aren't read: pictures all the same, to be counted with those that are damaged, not passed over.
 NOT_READ = (".avif", ".gif", ".heic", ".heif", ".tif", ".tiff")
 # Folders that AI-on-the-edge sorts pictures into: 20240131/13; people write 2024-01-31.
