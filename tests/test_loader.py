@@ -201,6 +201,16 @@ def test_pictures_of_test_sources_are_never_trained_on(tiny, picture_folder, spl
     assert splits.pool.meter_names[splits.pool.meter_ids[splits.measured["held"][0]]] == "held/meter"
 
 
+def test_a_source_of_which_nothing_is_learnt_is_told(tiny, picture_folder, tmp_path, caplog):
+    kitchen = picture_folder("kitchen", {"m": 100})
+    shutil.copytree(kitchen, tmp_path / "copy")
+    drawn = {"name": "s", "type": "synthetic", "count": 200}
+    with caplog.at_level("WARNING"):
+        loader.load(tiny(data_sources=[drawn, source(kitchen, "k")], test_sources=[source(tmp_path / "copy", "held")]))
+    told = [record.getMessage() for record in caplog.records if "no picture is learnt" in record.getMessage()]
+    assert len(told) == 1 and told[0].startswith("source k: ")
+
+
 def test_weights_apply_to_the_training_part_only(tiny, picture_folder):
     folders = {name: picture_folder(name, {"m": 100}, seed) for seed, name in enumerate("abcd")}
     weights = {"a": 0.5, "b": 1, "c": 2.25, "d": 0}

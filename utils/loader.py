@@ -430,6 +430,9 @@ def _log_facts(facts: dict, in_epochs: bool) -> None:
             *(source["name"], source["pictures"], source["training"], share if in_epochs else ""),
             *(source["validation"], source["measured"], skipped),
         )
+        if source["pictures"] > source["measured"] and not weighted:
+            told = "source %s: no picture is learnt, they have twins among those that are measured on, or no weight"
+            log.warning(told, source["name"])
     if left_out := facts["left_out_as_twins_of_measured_pictures"]:
         log.info("%d pictures left out of training: twins of pictures that are measured on", left_out)
     if (conflicts := facts["identical_pictures_with_two_labels"])["groups"]:
