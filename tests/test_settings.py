@@ -136,6 +136,10 @@ def test_parameters_that_contradict_each_other_are_refused():
             "import nonesuch\n",
             r"parameters\.py line 1: import nonesuch: ModuleNotFoundError: ",
         ),
+        (
+            "EPOCHS = 30\nEpochs = 3\n",
+            r"parameters\.py: write EPOCHS for Epochs, names are in capitals",
+        ),
         (None, r"parameters\.py is missing beside the scripts"),
     ],
 )

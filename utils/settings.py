@@ -202,6 +202,10 @@ def load(**overrides: Any) -> Settings:
     except Exception as error:
         raise SettingsError(_slip(error)) from error
     values = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
+    for name in vars(module):
+        # Passed over, the line would have no effect, and nobody would be told.
+        if not name.isupper() and name.lower() in Settings.__dataclass_fields__:
+            raise SettingsError(f"parameters.py: write {name.upper()} for {name}, names are in capitals")
     return from_dict({**values, **overrides})
 
 
