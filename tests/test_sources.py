@@ -2,6 +2,7 @@ import argparse
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils import sources
@@ -34,6 +35,7 @@ def test_declaration_and_its_defaults():
         ({"weight": float("inf")}, '"weight" is inf'),
         ({"weight": True}, '"weight" is True'),
         ({"weight": "2"}, "\"weight\" is '2'"),
+        ({"weight": np.float32(2)}, '"weight" is np.float32(2.0)'),
         ({"path": ""}, "\"path\" is ''; accepted is a folder's path"),
         ({"path": 3}, '"path" is 3'),
         ({"path": None}, '"path" is None'),
@@ -62,7 +64,7 @@ def test_a_wrong_declaration_is_named_before_a_folder_is_added(tmp_path):
         sources.with_source([{"name": "x", "type": "filename", "path": None}], tmp_path, 1.0)
 
 
-@pytest.mark.parametrize("count", [0, -1, 10_000_001, 1.0, True, "5", None])
+@pytest.mark.parametrize("count", [0, -1, 10_000_001, 1.0, True, "5", None, np.int64(5)])
 def test_counts_that_are_refused(count):
     with pytest.raises(SourceError, match=r'"count" is .*; accepted is a whole number of 1 to 10,000,000'):
         DataSource.from_dict({"name": "s", "type": "synthetic", "count": count}, "DATA_SOURCES")

@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_number(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not _is_bool(value)
+def _is_number(value: Any, *kinds: type) -> bool:
+    # Python's own alone: settings.json holds no others, such as numpy's.
+    return isinstance(value, kinds) and not _is_bool(value)
 
 
 # Of each key what tells whether a value is accepted, and what is.
@@ -44,11 +44,11 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda v: _is_text(v) and "/" not in v, 'a text that is not empty, without "/"'),
     "type": (_is_text, "a text"),
     "path": (lambda v: isinstance(v, Path) or (_is_text(v) and "\0" not in v), "a folder's path as text"),
-    "weight": (lambda v: _is_number(v, Real) and 0 <= v <= MAX_WEIGHT, f"a number of 0 to {MAX_WEIGHT:,}"),
+    "weight": (lambda v: _is_number(v, int, float) and 0 <= v <= MAX_WEIGHT, f"a number of 0 to {MAX_WEIGHT:,}"),
     "labels": (lambda v: _is_text(v) and not os.path.isabs(v) and "\0" not in v, "a label file's name below the path"),
     "whole_digits": (_is_bool, "True or False"),
     "augmented": (_is_bool, "True or False"),
-    "count": (lambda v: _is_number(v, Integral) and 1 <= v <= MAX_COUNT, f"a whole number of 1 to {MAX_COUNT:,}"),
+    "count": (lambda v: _is_number(v, int) and 1 <= v <= MAX_COUNT, f"a whole number of 1 to {MAX_COUNT:,}"),
     "system_fonts": (_is_bool, "True or False"),
 }
 COMMON_KEYS = ("name", "type", "weight", "whole_digits", "augmented")
