@@ -224,6 +224,7 @@ def test_rgb_input_reads_grey_pictures_alike(images):
         (lambda: layers.Conv2D(4, 3, activation="tanh", name="odd"), "layer odd: put its activation into a layer"),
         (lambda: layers.Dense(4, activation="elu", name="odd"), "its activation elu can't be quantised; relu, .* can"),
         (lambda: layers.Rescaling(0.2, name="odd"), "layer odd: a further Rescaling can't be quantised"),
+        (lambda: lambda x: x + x, r"operation add\w* is no layer: write it as one to quantise it"),
     ],
 )
 def test_what_cannot_be_quantised_is_named(layer, message, images):

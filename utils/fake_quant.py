@@ -244,7 +244,7 @@ def _plan(model: keras.Model) -> _Plan:
     if others:
         raise QuantizationError(f"layer {others[0].name}: a further Rescaling can't be quantised; multiply the weights")
     consumers = {layer.name: [] for layer in model.layers}
-    for layer in model.layers:
+    for layer in model.operations:
         _check(layer)
         for parent in _parents(layer):
             consumers[parent.name].append(layer)
@@ -276,7 +276,11 @@ def _last(model: keras.Model) -> str:
     return layer.name
 
 
-def _check(layer: keras.layers.Layer) -> None:
+def _check(layer: keras.Operation) -> None:
+    if not isinstance(layer, layers.Layer):
+        raise QuantizationError(
+            f"operation {layer.name} is no layer: write it as one to quantise it, + as layers.Add() for example"
+        )
     if not isinstance(layer, (*WEIGHTED, *TRANSPARENT, *OTHERS)):
         raise QuantizationError(
             f"layer {layer.name} ({type(layer).__name__}) can't be quantised; build it from"
