@@ -18,7 +18,7 @@ class UnknownArchitectureError(UserError):
 
 
 class BuildError(UserError):
-    """An architecture has no network for pictures of that size. The message names both."""
+    """An architecture has no network for pictures of that size, or none at all. The message names it and why."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ def _refusing(name: str, build: Callable) -> Callable:
             reason = next((line for line in lines if "negative" in line), lines[0])
             size = f"INPUT_HEIGHT x INPUT_WIDTH = {input_shape[0]} x {input_shape[1]}"
             raise BuildError(f"{name} can't be built for {size} ({reason[:200].strip()})") from error
+        if not hasattr(model, "inputs"):
+            wanted = "keras.Model(image, logits), or a Sequential that begins with keras.Input(input_shape)"
+            raise BuildError(f"models/{name}.py: build returns a {type(model).__name__}, it has to return {wanted}")
         as_it_is = type(model).__name__ == "Functional" and model.name == name
         # What takes or gives more than one tensor is refused by its user.
         return model if as_it_is or len(model.inputs) + len(model.outputs) != 2 else as_graph(model, name)

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 import types
 
@@ -162,12 +163,30 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         x = keras.layers.SeparableConv2D(4, 3)(keras.layers.Rescaling(1 / 128, offset=-1)(image))
         return keras.Model(image, keras.layers.Dense(nb_classes)(keras.layers.Flatten()(x)))
 
+    class Doubled(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    def stranger(shape, nb_classes):
+        row = a_row(shape, nb_classes)
+        return keras.Model(row.inputs, Doubled()(row.outputs[0]), name="my_own")
+
     settings = tiny()
     splits = loader.load(settings)
     monkeypatch.setattr(session, "_fit", lambda *args: pytest.fail("trained"))
-    for build, message in ((soft, "ends in probabilities"), (two, "one vector"), (odd, "can't be quantised")):
+    for build, message in (
+        (soft, "ends in probabilities"),
+        (two, "one vector"),
+        (lambda shape, nb_classes: a_row(shape, 100), "of 32 x 20 x 1 to 100 classes, not 32 x 20 x 1 to 10 classes"),
+        (lambda shape, nb_classes: a_row((32, 32, 1), nb_classes), "of 32 x 32 x 1 to 10 classes, not 32 x 20 x 1 to"),
+        (stranger, "Keras can't load this model once it is saved"),
+        (lambda shape, nb_classes: None, "build returns a NoneType, it has to return keras.Model(image, logits)"),
+        (lambda shape, nb_classes: keras.Sequential([keras.layers.Dense(10)]), "build returns a Sequential, it has"),
+        (odd, "can't be quantised"),
+    ):
         own(monkeypatch, build)
-        (outcome,) = session.train(["my_own"], settings, session.Options(), splits)
+        chosen = dataclasses.replace(settings, quantize_model=build is odd)
+        (outcome,) = session.train(["my_own"], chosen, session.Options(), splits)
         assert outcome.error.startswith("models/my_own.py: ")
         assert message in outcome.error
 

@@ -76,18 +76,26 @@ def load(path: Path, foreign: bool = False) -> Any:
     return model
 
 
-def check_built(model: Any, file: str) -> None:
-    """Refuses an architecture whose trained model :func:`load` would not take, so before it is trained.
+def check_built(model: Any, file: str, settings: Settings) -> None:
+    """Refuses an architecture whose trained model would not be what the settings ask for, or could not be loaded.
 
     ``file`` is where the architecture lies, for the message.
 
     Raises:
-        ModelFileError: it takes more than one picture or gives more than one vector, begins without
-            ``Rescaling(1/128, offset=-1)``, or ends in probabilities.
+        ModelFileError: it takes more than one picture or gives more than one vector, or others than the settings';
+            begins without ``Rescaling(1/128, offset=-1)``, ends in probabilities, or has layers that Keras can't load.
     """
     _check_kind(Path(file), model, settings_module.CHOICES["nb_classes"])
+    found, asked = identity(model), Identity(model.name, settings.input_shape, settings.nb_classes)
+    if found != asked:
+        pair = ["{} x {} x {} to {} classes".format(*one.input_shape, one.nb_classes) for one in (found, asked)]
+        raise ModelFileError(
+            f"{file}: its model is of {pair[0]}, not {pair[1]}: go by build's input_shape and nb_classes"
+        )
     _check_start(Path(file), model)
     _check_end(Path(file), model)
+    with one_sentence(f"{file}: Keras can't load this model once it is saved; build it of Keras' own layers"):
+        models.as_graph(model, model.name)
 
 
 def identity(model: Any) -> Identity:

@@ -353,7 +353,7 @@ def _save_learnt(run_dir: Path, splits: Splits, start: Path | None) -> None:
 
 def _check(model: keras.Model, name: str, settings: Settings, mode: QuantizationMode) -> None:
     file = f"models/{name}.py"
-    model_files.check_built(model, file)
+    model_files.check_built(model, file, settings)
     _check_quantizable(model, file, settings, mode)
 
 
