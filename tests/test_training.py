@@ -351,7 +351,7 @@ def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_ru
     assert len(fit("whole", **options)[0].rows) == 2
 
 
-def test_a_damaged_checkpoint_or_log_is_named_with_the_way_out(fit):
+def test_a_damaged_checkpoint_log_or_model_is_named_with_the_way_out(fit):
     options = {"epochs": 2, "architecture": "digit_recognizer_v6"}
     _, folder, _ = fit(**options, until=1)
     (checkpoint,) = (folder / runs.CHECKPOINT_FOLDER).iterdir()
@@ -369,6 +369,14 @@ def test_a_damaged_checkpoint_or_log_is_named_with_the_way_out(fit):
             fit(**options)
         way_out = f"remove {checkpoint}, and --resume trains from the start"
         assert str(raised.value) == f"{history}: damaged or cut off; {way_out}"
+    history.write_bytes(rows)
+    best = folder / runs.BEST_MODEL_FILE
+    best.write_bytes(best.read_bytes()[:-200])
+    for until in (1, None):
+        with pytest.raises(training.TrainingError) as raised:
+            fit(**options, until=until)
+        assert str(raised.value) == f"{best}: missing or cut off; {way_out}"
+        best.unlink(missing_ok=True)
     checkpoint.unlink()
     fit(**options)
     assert [row["epoch"] for row in rows_of(folder)] == [1, 2]

@@ -179,7 +179,7 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
 
     Raises:
         TrainingError: the loss is not a number any more, the model has no place for ``DROPOUT``, or the checkpoint or
-            the rows beside it are damaged.
+            the rows or the best model beside it are damaged.
     """
     keras.utils.set_random_seed(settings.seed)
     checkpoint = max((run_dir / runs.CHECKPOINT_FOLDER).glob("epoch_*.npz"), default=None)
@@ -366,5 +366,8 @@ def _rows(checkpoint: Path, run_dir: Path) -> list[dict[str, float]]:
         rows = []
     if len(rows) < epochs:
         raise TrainingError(f"{history}: damaged or cut off; {FROM_THE_START.format(checkpoint)}")
+    # The best epoch may be behind it, and what is measured in the end is this file.
+    if not zipfile.is_zipfile(best := run_dir / runs.BEST_MODEL_FILE):
+        raise TrainingError(f"{best}: missing or cut off; {FROM_THE_START.format(checkpoint)}")
     log.info("resuming %s after epoch %d", run_dir, epochs)
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
