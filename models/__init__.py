@@ -18,7 +18,7 @@ class UnknownArchitectureError(UserError):
 
 
 class BuildError(UserError):
-    """An architecture has no network for pictures of that size, or none at all. The message names it and why."""
+    """An architecture has no network for pictures of that size, or none at all. The message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,14 @@ def get(name: str) -> Architecture:
 
     Raises:
         UnknownArchitectureError: there is none of that name.
+        BuildError: its file can't be imported, or has no ``build``.
     """
-    module = importlib.import_module(f"models.{check(name)}")
+    try:
+        module = importlib.import_module(f"models.{check(name)}")
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise BuildError(f"models/{name}.py can't be imported ({type(error).__name__}: {error})") from error
+    if not callable(getattr(module, "build", None)):
+        raise BuildError(f"models/{name}.py has no function build(input_shape, nb_classes)")
     return Architecture(
         name, _refusing(name, module.build), getattr(module, "QUANTIZABLE", True), getattr(module, "PURPOSE", "")
     )

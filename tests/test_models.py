@@ -191,6 +191,24 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         assert message in outcome.error
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def build(: pass", r"can't be imported \(SyntaxError: invalid syntax \(unfinished.py, line 1\)\)"),
+        ("import nothing_of_that_name", "can't be imported .*No module named 'nothing_of_that_name'"),
+        ("PURPOSE = 'none'", r"has no function build\(input_shape, nb_classes\)"),
+    ],
+)
+def test_a_file_that_is_no_architecture_is_named(monkeypatch, tmp_path, tiny, code, message):
+    (tmp_path / "unfinished.py").write_text(code)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    monkeypatch.setattr(models, "available", lambda: ["unfinished"])
+    with pytest.raises(models.BuildError, match=f"models/unfinished.py {message}"):
+        models.get("unfinished")
+    (outcome,) = session.train(["unfinished"], tiny(), session.Options(), loader.load(tiny()))
+    assert outcome.error.startswith("models/unfinished.py ")
+
+
 def test_the_table_of_architectures_has_each_with_its_numbers_and_purpose(tiny, monkeypatch):
     # With JAX each draw is compiled first.
     drawn = []
