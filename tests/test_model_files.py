@@ -126,21 +126,31 @@ def test_two_inputs_two_outputs_and_a_picture_out(file):
     refused(file, r"gives \(batch, 30, 18, 10\), but one", model_files.load)
 
 
-@pytest.mark.parametrize(
-    ("shape", "said"),
-    [
-        ((1, 32, 20, 1), r"takes \(batch of 1, 32, 20, 1\), but one picture"),
-        ((None, None, None, 1), r"takes \(batch, any, any, 1\), but one picture"),
-    ],
-)
-def test_batches_and_pictures_of_a_size_that_does_not_suit(file, shape, said):
+def test_pictures_of_any_size(file):
     import keras
     from keras import layers
 
-    image = keras.Input(batch_shape=shape)
+    image = keras.Input((None, None, 1))
     x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 128, offset=-1)(image))
     keras.Model(image, layers.Dense(10)(x), name="sized").save(file)
-    refused(file, said, model_files.load)
+    refused(file, r"takes \(batch, any, any, 1\), but one picture", model_files.load)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_batches_of_one_size_are_of_any(file, by_hand):
+    import keras
+    from keras import layers
+
+    parts = [layers.Rescaling(1 / 128, offset=-1), layers.Flatten(), layers.Dense(10)]
+    model = keras.Sequential([keras.Input(batch_shape=(16, 32, 20, 1)), *parts] if by_hand else parts, name="batches")
+    model.compile("sgd", "mse")
+    # Without an input layer it is built for batches as they come.
+    model.fit(np.ones((16, 32, 20, 1)), np.ones((16, 10)), batch_size=16, verbose=0)
+    model.save(file)
+    pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 20, 1)).astype(np.float32)
+    loaded = model_files.load(file)
+    assert loaded.input_shape == (None, 32, 20, 1)
+    np.testing.assert_allclose(loaded(pictures[:3]), model.predict(pictures, verbose=0)[:3], rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_starts(file):

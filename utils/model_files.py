@@ -64,6 +64,7 @@ def load(path: Path, foreign: bool = False) -> Any:
         import keras
 
     with one_sentence(f"{path}: Keras cannot load this model; take another file or train it anew"):
+        config = _of_any_batch(config)
         _check_sizes(path, _skeleton(keras, config), stored)
         model = _rebuild(keras, config, weights)
         _check_kind(path, model, tuple(encodings.OUTPUTS) if foreign else settings_module.CHOICES["nb_classes"])
@@ -185,6 +186,15 @@ def copy_weights(source: Any, model: Any) -> None:
         # Digits are read by way of tenths, but those of 0 begin with 9.5.
         turn = {(100, 10): 5, (10, 100): -5}.get((source.output_shape[-1], model.output_shape[-1]), 0)
         layer.set_weights([np.roll(weight, turn, axis=-1) for weight in layer.get_weights()])
+
+
+def _of_any_batch(config: str) -> str:
+    """The description with inputs for any number of pictures: ``fit`` builds a ``Sequential`` for its batches alone."""
+    described = json.loads(config)
+    for layer in described["config"]["layers"]:
+        if layer["class_name"] == "InputLayer":
+            layer["config"]["batch_shape"][0] = None
+    return json.dumps(described)
 
 
 def _skeleton(keras: Any, config: str) -> Any:
