@@ -77,18 +77,25 @@ SEVERAL = {
     "mean of three": lambda head: layers.Average()([head, head, head]),
     "sum": lambda head: layers.Add()([head, head, head]),
     "mean over places": lambda head: layers.GlobalAveragePooling2D()(layers.Reshape((1, 1, 10))(head)),
+    "largest of two": lambda head: layers.Maximum()([head, head]),
+}
+# Bare operations are no layers, so that no such .keras file is loaded.
+OPERATIONS = {
     "form": lambda head: keras.ops.squeeze(keras.ops.expand_dims(head, 1), 1),
     "percent": lambda head: head * 100,
+    "bounded": lambda head: keras.ops.clip(head, 1e-7, 0.999),
+    "bounded by 0 and 1": lambda head: keras.ops.clip(head, 0, 1),
+    "chosen": lambda head: keras.ops.expand_dims(head, 1)[:, 0],
+    "shares again": lambda head: head / keras.ops.sum(head, axis=1, keepdims=True),
 }
 
 
-@pytest.mark.parametrize("end", SEVERAL)
+@pytest.mark.parametrize("end", [*SEVERAL, *OPERATIONS])
 def test_sums_and_means_of_probabilities_are_some(tmp_path, end):
     network = foreign.network(10, end="softmax")
-    several = keras.Model(network.input, SEVERAL[end](network.output), name="several")
+    several = keras.Model(network.input, {**SEVERAL, **OPERATIONS}[end](network.output), name="several")
     several.save(tmp_path / "a.keras")
-    # Bare operations are no layers, so that no such .keras file is loaded.
-    files = [tmp_path / "a.keras"] * (end not in ("form", "percent"))
+    files = [tmp_path / "a.keras"] * (end in SEVERAL)
     for file in (*files, stored(tmp_path, foreign.as_float(several))):
         model = recognizers.load(file, NOWHERE)
         assert model.facts.outputs == "10 digits, softmax"

@@ -32,11 +32,11 @@ SHARES = {
 }
 # A log_softmax is logits, too, but nothing to train on.
 PROBABILITIES = (*SHARES, "log_softmax", "log_sigmoid")
-# What the last values may still pass through, for it does not tell logits from probabilities: sums and averages, too,
-# are of one kind.
+# What the last values may still pass through, for it does not tell logits from probabilities: sums, averages and
+# largest ones, too, are of one kind.
 NEUTRAL_ENDS = (
     *("Flatten", "Reshape", "Permute", "Dropout", "Identity", "Activation", "ActivityRegularization"),
-    *("Add", "Average", "AveragePooling2D", "GlobalAveragePooling2D"),
+    *("Add", "Average", "Maximum", "Minimum", "AveragePooling2D", "GlobalAveragePooling2D"),
 )
 
 
@@ -301,7 +301,7 @@ def _check_end(path: Path, model: Any) -> None:
 
 
 def _end(model: Any) -> tuple[Any, str]:
-    """The layer that makes the last values, behind it nothing but form, a sum or an average, and its activation."""
+    """The layer that makes the last values, behind it nothing but NEUTRAL_ENDS, and its activation."""
     tensor = model.outputs[0]
     while True:
         layer, node_index, _ = tensor._keras_history

@@ -69,7 +69,8 @@ class FileFacts:
     ``operators`` are the sorted builtin names, each once; ``nodes`` are in the order of execution; ``float_tensors``
     names the float tensors between input and output; ``macs`` counts multiply-accumulates of one run, ``parameters``
     the constants that were learnt; ``first`` is None if several operators take the input; ``last_operator`` makes the
-    outputs, behind it none but those that change their form, add or average them.
+    outputs, behind it none but those that change their form, add, average, bound or choose
+    among them.
     """
 
     input: TensorFacts
@@ -121,10 +122,10 @@ _DTYPES = _names(schema.TensorType, str.lower)
 _PADDINGS = _names(schema.Padding)
 _SIZES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1, "int64": 8, "int16": 2, "int8": 1, "bool": 1}
 
-# What outputs may still pass through: of several softmaxes the sum or mean is one of probabilities, too.
+# What outputs may still pass through: of several softmaxes the sum, mean or largest is one of probabilities, too.
 _NEUTRAL_ENDS = (
-    *("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE"),
-    *("ADD", "MUL", "MEAN", "AVERAGE_POOL_2D"),
+    *("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE"),
+    *("ADD", "MUL", "MEAN", "AVERAGE_POOL_2D", "DIV", "MAXIMUM", "MINIMUM", "RELU"),
 )
 # Which input holds the data; everywhere else it is the first.
 _DATA_INPUT = {"TRANSPOSE_CONV": 2}
