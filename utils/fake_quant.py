@@ -292,6 +292,12 @@ def _check(layer: keras.Operation) -> None:
             names = ", ".join(("relu", "relu6", *SEPARATE_ACTIVATIONS))
             raise QuantizationError(f"layer {layer.name}: its activation {activation} can't be quantised; {names} can")
         raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
+    odd = isinstance(layer, layers.ReLU) and not _is_relu(layer)
+    if odd and (layer.max_value is not None or layer.threshold):
+        raise QuantizationError(
+            f"layer {layer.name}: a ReLU with max_value = {layer.max_value}, negative_slope = {layer.negative_slope} "
+            f"and threshold = {layer.threshold} can't be quantised; ReLU(), ReLU(6) and LeakyReLU can"
+        )
     if isinstance(layer, layers.Add) and len(_parents(layer)) > 2:
         raise QuantizationError(f"layer {layer.name} adds {len(_parents(layer))} tensors: add two at a time")
     if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, len(layer.output.shape) - 1):
