@@ -82,6 +82,7 @@ SEVERAL = {
 # Bare operations are no layers, so that no such .keras file is loaded.
 OPERATIONS = {
     "form": lambda head: keras.ops.squeeze(keras.ops.expand_dims(head, 1), 1),
+    "row without a batch": lambda head: keras.ops.reshape(head, (10,)),
     "percent": lambda head: head * 100,
     "bounded": lambda head: keras.ops.clip(head, 1e-7, 0.999),
     "bounded by 0 and 1": lambda head: keras.ops.clip(head, 0, 1),

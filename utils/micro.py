@@ -219,7 +219,9 @@ def _checked(content: bytes, inputs: np.ndarray) -> tflite_file.FileFacts:
 
 
 def _each(one: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, output: tflite_file.TensorFacts) -> np.ndarray:
-    outputs = np.empty((len(inputs), *output.shape[1:]), output.dtype)
+    # A file may leave out the 1 of its batch.
+    of_one = output.shape[1:] or output.shape
+    outputs = np.empty((len(inputs), *of_one), output.dtype)
     for number in range(len(inputs)):
-        outputs[number] = one(np.ascontiguousarray(inputs[number : number + 1]))[0]
+        outputs[number] = one(np.ascontiguousarray(inputs[number : number + 1])).reshape(of_one)
     return outputs

@@ -148,7 +148,7 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _output_count(shape: tuple[int, ...]) -> int:
-    if len(shape) < 2 or math.prod(shape[:-1]) != 1:
+    if not shape or math.prod(shape[:-1]) != 1:
         raise RecognizerError(f"the model gives {shape}, but one vector (1, classes) is needed")
     return shape[-1]
 
