@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
@@ -103,6 +104,14 @@ def test_sums_and_means_of_probabilities_are_some(tmp_path, end):
         numbers, confidences = recognizers.decide(model, foreign.pictures())
         assert (numbers == DIGITS).all()
         np.testing.assert_allclose(confidences, np.e**8 / (np.e**8 + 9), atol=1e-4)
+
+
+def test_a_file_without_weights_says_how_to_convert(tmp_path):
+    network = foreign.network(10)
+    function = tf.function(network).get_concrete_function(tf.TensorSpec((1, *foreign.SIZE)))
+    content = tf.lite.TFLiteConverter.from_concrete_functions([function], network).convert()
+    with pytest.raises(RecognizerError, match=r"a\.tflite: the TFLite file holds no weights: .*from_keras_model"):
+        recognizers.load(stored(tmp_path, content), NOWHERE)
 
 
 def test_probabilities_in_integers_add_up_to_one(tmp_path):

@@ -151,6 +151,11 @@ def _facts(model: schema.ModelT) -> FileFacts:
     nodes = tuple(_node(operator, names, tensors) for operator in graph.operators)
     if not nodes:
         raise FileError("the TFLite file holds no operators")
+    if any(node.operator == "READ_VARIABLE" for node in nodes):
+        raise FileError(
+            "the TFLite file holds no weights: they stayed in variables when it was converted; convert the Keras model "
+            "anew with TFLiteConverter.from_keras_model"
+        )
     source, target = (tensors[_index(ends[0], tensors)] for ends in (graph.inputs, graph.outputs))
     floats = (tensor.name for tensor in tensors if "float" in tensor.dtype and tensor not in (source, target))
     macs = sum(_MACS[node.operator](node) for node in nodes if node.operator in _MACS)
