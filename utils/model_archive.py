@@ -210,7 +210,8 @@ def _check_part(path: Path, part: dict, accepted: set) -> None:
     alias = f" (registered as {printable(repr(also))})" if also not in (None, name) else ""
     raise ModelFileError(
         f"{path}: the model contains {shown}{alias}, but only plain layers are loaded, for others may run code or read "
-        "files; build it of Convolution, Dense and the like, in one flat model, and save it anew"
+        "files; build it of Convolution, Dense and the like, in one flat model, and save it anew, or, to read pictures "
+        "alone, convert it to .tflite"
     )
 
 
