@@ -256,7 +256,10 @@ def _check_kind(path: Path, model: Any, classes: tuple[int, ...]) -> None:
     kinds |= {layer.compute_dtype for layer in model.layers}
     if kinds != {"float32"}:
         shown = ", ".join(sorted(kinds - {"float32"}))
-        raise ModelFileError(f"{path}: the model calculates in {shown}, but float32 is needed; save it in float32")
+        raise ModelFileError(
+            f"{path}: the model calculates in {shown}, but float32 is needed; build it anew with the dtype policy "
+            "float32, give it the same weights (set_weights) and save it"
+        )
 
 
 def _shapes(shapes: list[tuple]) -> str:
