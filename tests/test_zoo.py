@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -86,3 +87,16 @@ def test_the_integer_file_reads_new_meters_like_the_float_one(folder):
     for name in scores:
         if name.endswith("_quantized.tflite"):
             assert scores[name] == pytest.approx(scores["best_model.keras"], abs=0.003)
+
+
+def test_readme_says_what_its_files_for_esp_dl_gain_or_lose():
+    readme = (frontier.ZOO.parents[1] / "README.md").read_text()
+    points = float(re.search(r"those of the zoo at\s+most ([0-9.]+);", readme)[1])
+    changes = []
+    for results in map(results_of, MODELS):
+        keras = results["files"]["best_model.keras"]["sets"]
+        for name in (name for name in results["files"] if name.endswith(".espdl") and results["nb_classes"] == 100):
+            sets = results["files"][name]["sets"]
+            changes += [abs(scores["within_0.1"] - keras[key]["within_0.1"]) for key, scores in sets.items()]
+    assert len(changes) == 8
+    assert points - 0.01 < 100 * max(changes) <= points
