@@ -203,9 +203,11 @@ def write_papers(
     All files get the recommended confidence ``threshold``, 0..1 or None; ``scores`` say what each reads with it.
     """
     settings_hash = hashlib.sha256(settings_module.to_json(settings).encode()).hexdigest()
-    origin = manifest.Training(splits.fingerprint, settings_hash, mode)
     entries = []
     for file in files:
+        # With USE_QAT, the file that devices get may be the one from before that training.
+        of_file = file.kind.upper() if file.kind in ("ptq", "qat") else mode
+        origin = manifest.Training(splits.fingerprint, settings_hash, of_file)
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
         described = file.name, file.content, settings.nb_classes
         entries.append(manifest.file_entry(*described, file.verdict, entry_scores, origin, threshold))
