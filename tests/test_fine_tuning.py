@@ -194,9 +194,11 @@ def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypat
 
     path, settings, splits = known
     monkeypatch.setattr(fine_tuning, "fit", lambda *_: 0.0)
-    settings = dataclasses.replace(settings, output_dir=str(tmp_path))
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path), model_architecture="digit_recognizer_v6")
     outcome = session.fine_tune(session.prepare(path, Plan(new=("meter",)), settings), settings, splits, judged)
     assert json.loads((outcome.run_dir / runs.RESULTS_FILE).read_text())["judgement"] == judgement
+    saved = json.loads((outcome.run_dir / runs.SETTINGS_FILE).read_text())
+    assert saved["architecture"] == saved["settings"]["model_architecture"] == "cnn32"
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import re
@@ -120,6 +121,10 @@ def test_traits_override_the_flags_for_that_model_alone(tiny, monkeypatch, caplo
     caplog.set_level("INFO")
     outcomes = train(tiny(), ["high_accuracy_validator", "cnn32"])
     assert [outcome.results["mode"] for outcome in outcomes] == ["FLOAT", "PTQ"]
+    saved = [json.loads((outcome.run_dir / "settings.json").read_text())["settings"] for outcome in outcomes]
+    assert [one["model_architecture"] for one in saved] == ["high_accuracy_validator", "cnn32"]
+    papers = json.loads((outcomes[0].run_dir / "manifest.json").read_text())["files"][0]["training"]
+    assert papers["settings_sha256"] == hashlib.sha256(json.dumps(saved[0], indent=2).encode()).hexdigest()
     assert caplog.text.count("high_accuracy_validator is never quantised") == 1
 
 

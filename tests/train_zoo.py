@@ -161,7 +161,8 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
 
     with np.load(_groups(store, 0)[0][0], allow_pickle=False) as arrays:
         teachers = arrays["teachers"].tolist()
-    settings = zoo_settings(learning_rate=peak, epochs=epochs, teachers=teachers, checkpoint_epochs=0)
+    of_run = {"model_architecture": architecture, "learning_rate": peak, "epochs": epochs, "teachers": teachers}
+    settings = zoo_settings(**of_run, checkpoint_epochs=0)
     splits, spread = loader.load(settings), labels.targets(100, settings.label_spread)
     keras.utils.set_random_seed(settings.seed)
     model = models.get(architecture).build(settings.input_shape, settings.nb_classes)

@@ -185,6 +185,7 @@ def fine_tune(
     """
     started = time.monotonic()
     model_file, old, model, plan, mode = lesson.file, lesson.old, lesson.model, lesson.plan, lesson.mode
+    settings = dataclasses.replace(settings, model_architecture=model.name)
     augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     _warn_of_learnt(model_file, plan, settings, splits)
@@ -314,6 +315,8 @@ def _run(
     architecture: models.Architecture, settings: Settings, options: Options, splits: Splits, run_dir: Path | None
 ) -> Outcome:
     targets.check(settings)
+    # --train names another one than parameters.py: papers and page tell what was trained.
+    settings = dataclasses.replace(settings, model_architecture=architecture.name)
     mode = quantization.resolve(settings, architecture.name, architecture.quantizable)
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
