@@ -252,7 +252,7 @@ def _average_pool(step: _Step) -> np.ndarray:
 
 
 def _reduce_mean(step: _Step) -> np.ndarray:
-    axes, keep = tuple(_constant(step, 1, "axes")), bool(step.attribute("keepdims", 1))
+    axes, keep = tuple(_constant(step, "axes")), bool(step.attribute("keepdims", 1))
     return _rounded(step, _scaled(step, 0).mean(axis=axes, keepdims=keep))
 
 
@@ -318,10 +318,10 @@ def _check_same_scale(step: _Step) -> None:
             raise ValueError("the scale of its input is not that of its output")
 
 
-def _constant(step: _Step, index: int, attribute: str) -> list[int]:
-    """Whole numbers that are an input, or an attribute in older files."""
-    if len(step.values) > index:
-        return step.values[index].tolist()
+def _constant(step: _Step, attribute: str) -> list[int]:
+    """Whole numbers that are the second input, or an attribute in older files."""
+    if len(step.values) > 1:
+        return step.values[1].tolist()
     return list(step.node.attributes[attribute])
 
 
@@ -334,7 +334,7 @@ def _moved(move: Callable[[_Step, np.ndarray], np.ndarray]) -> Callable[[_Step],
 
 
 def _reshape(step: _Step, x: np.ndarray) -> np.ndarray:
-    first, *sizes = _constant(step, 1, "shape")
+    first, *sizes = _constant(step, "shape")
     if first not in (1, 0, -1):
         raise ValueError("it mixes pictures")
     kept = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes, start=1)]
@@ -348,7 +348,7 @@ def _transpose(step: _Step, x: np.ndarray) -> np.ndarray:
 
 
 def _pad(step: _Step, x: np.ndarray) -> np.ndarray:
-    pads = np.reshape(_constant(step, 1, "pads"), (2, x.ndim)).T
+    pads = np.reshape(_constant(step, "pads"), (2, x.ndim)).T
     fills = np.any(step.values[2]) if len(step.values) > 2 and step.values[2] is not None else False
     if step.attribute("mode", "constant") != "constant" or fills or len(step.values) > 3 or pads.min() < 0:
         raise ValueError("only padding with zeros is supported")
@@ -371,8 +371,8 @@ _OPERATORS: dict[str, Callable[[_Step], np.ndarray]] = {
     **dict.fromkeys((*_FUNCTIONS, "PRelu", "HardSwish", "HardSigmoid", "Elu", "Swish", "Gelu", "LUT"), _activation),
     "Reshape": _moved(_reshape),
     "Flatten": _moved(lambda step, x: x.reshape(len(x), -1)),
-    "Squeeze": _moved(lambda step, x: x.squeeze(tuple(_constant(step, 1, "axes")))),
-    "Unsqueeze": _moved(lambda step, x: np.expand_dims(x, tuple(_constant(step, 1, "axes")))),
+    "Squeeze": _moved(lambda step, x: x.squeeze(tuple(_constant(step, "axes")))),
+    "Unsqueeze": _moved(lambda step, x: np.expand_dims(x, tuple(_constant(step, "axes")))),
     "Transpose": _moved(_transpose),
     "Pad": _moved(_pad),
     "Concat": _moved(lambda step, x: np.concatenate(step.values, axis=step.node.attributes["axis"])),

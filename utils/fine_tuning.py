@@ -106,8 +106,8 @@ def facts(chosen: Mix) -> dict[str, float]:
     return {**pictures, "new_share_of_a_batch": round(chosen.new_share, 4)}
 
 
-def freeze(model: keras.Model, strategy: str) -> tuple[int, int]:
-    """Marks what ``strategy`` leaves as it is; returns how many parameters train, and how many there are.
+def freeze(model: keras.Model, strategy: str) -> int:
+    """Marks what ``strategy`` leaves as it is; returns how many parameters train.
 
     Raises:
         FineTuningError: it leaves everything as it is.
@@ -125,7 +125,7 @@ def freeze(model: keras.Model, strategy: str) -> tuple[int, int]:
         layer.trainable = layer in head
     free, total = (sum(math.prod(weight.shape) for weight in part) for part in (model.trainable_weights, model.weights))
     log.info("strategy %s: %d of %d parameters train", strategy, free, total)
-    return free, total
+    return free
 
 
 def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model:

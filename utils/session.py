@@ -162,7 +162,7 @@ def prepare(model_file: Path, plan: Plan, settings: Settings) -> Lesson:
     model = models.as_graph(old, old.name)
     if new_head:
         model = fine_tuning.with_new_head(model, settings.nb_classes, settings.seed)
-    free, _ = fine_tuning.freeze(model, plan.strategy)
+    free = fine_tuning.freeze(model, plan.strategy)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     _check_quantizable(model, str(model_file), settings, mode)
     return Lesson(model_file, old, model, plan, mode, new_head, free)
