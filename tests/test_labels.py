@@ -60,7 +60,7 @@ def test_file_names(name: str, expected: Label | None) -> None:
     assert labels.parse_file_name(name) == expected
 
 
-@pytest.mark.parametrize("name", ["kitchen.jpg", "_3.4.jpg", "x_3.4.jpg", "3.4kitchen.jpg"])
+@pytest.mark.parametrize("name", ["kitchen.jpg", "_3.4.jpg", "x_3.4.jpg", "3.4kitchen.jpg", "3.x_17.jpg"])
 def test_file_names_without_label(name: str) -> None:
     with pytest.raises(LabelError):
         labels.parse_file_name(name)

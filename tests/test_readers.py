@@ -154,9 +154,10 @@ def test_label_file_may_not_leave_the_folder(folder, tmp_path, name):
 
 
 def test_links_may_not_leave_the_folder(folder, tmp_path):
-    put(tmp_path / "elsewhere/a.png")
-    (folder / "linked").symlink_to(tmp_path / "elsewhere")
-    (folder / "b.png").symlink_to(tmp_path / "elsewhere/a.png")
+    # Its path begins as the folder's own.
+    beside = put(tmp_path / "kitchen_old/a.png")
+    (folder / "linked").symlink_to(beside.parent)
+    (folder / "b.png").symlink_to(beside)
     for line in ("linked/a.png 3.4", "b.png 3.4"):
         with pytest.raises(SourceError, match=r"labels.txt line 1: \S+ lies outside the folder"):
             read_lines(folder, line)
