@@ -111,6 +111,14 @@ def test_strange_archives(file, entries, match):
     refused(archive(file, **entries), match)
 
 
+def test_an_encrypted_archive_is_refused(file):
+    content = bytearray(archive(file).read_bytes())
+    # The flags of its directory's first entry.
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(content)
+    refused(file, "metadata.json is encrypted or packed strangely")
+
+
 def test_a_zip_bomb_is_refused_before_it_unpacks(file):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bomb:
         bomb.writestr("config.json", json.dumps(description()))

@@ -79,6 +79,11 @@ def test_a_single_one_of_a_few_old_pictures_decides_nothing(after, on_device, ma
     assert [reason[: len(begin)] for reason, begin in zip(found, reasons, strict=True)] == reasons
 
 
+def test_just_as_much_as_is_allowed_may_be_lost():
+    # As binary floats 0.57 points of 10,000 pictures are 56.99999999999999.
+    assert judge(results({"test": 0.99}, {"test": 0.9843}), 0.2, 0.8, 9, max_drop=0.57).accepted
+
+
 def test_the_meters_with_most_readings_changed_are_shown():
     changed = results({"test": 0}, {"test": 0})
     meters = {"own/large": (100, 0.9, 0.8), "own/small": (3, 1.0, 0.667), "own/same": (9, 1, 1)}
