@@ -71,6 +71,8 @@ def test_recommended_is_the_lowest_confidence_that_keeps_the_promise():
     assert confidence.recommended(*of(sure + middle + low)) == 0.5
     assert confidence.recommended(*of(sure + [(0.6, False)] * 3 + low)) == 0.9
     assert confidence.recommended(*of(sure + [(0.95, False)] * 3)) is None
+    # Rounded up it would refuse the very readings that it was found on.
+    assert confidence.recommended(*of([(0.9999996, True)] * 200)) == 0.999999
 
 
 def test_too_few_readings_recommend_nothing():
