@@ -95,7 +95,8 @@ def test_errors_and_doubts_are_counted():
     unsure[wrong] = 0.5
     assert metering.judge(plan, read, sure, 0.9) == metering.Outcome(0.9, shows.sum(), 0, shows.sum())
     assert metering.judge(plan, read, unsure, 0.9) == metering.Outcome(0.9, 0, shows.sum(), shows.sum())
-    assert metering.judge(plan, read, unsure, 0.4).false == shows.sum()
+    # As sure as the threshold is sure enough.
+    assert metering.judge(plan, read, unsure, 0.5).false == shows.sum()
     read[wrong] = metering.NO_READING
     assert metering.judge(plan, read, sure, 0.9) == metering.Outcome(0.9, 0, shows.sum(), 0)
 
@@ -103,6 +104,8 @@ def test_errors_and_doubts_are_counted():
 def test_the_end_of_the_counter_is_next_to_its_start():
     plan = metering.Plan(np.array([[0, 1]]), np.array([0]), np.zeros(1, bool))
     assert metering.judge(plan, np.array([99, 99]), np.ones(2), 0.5).false == 0
+    # Nine tenths of the lowest wheel are no false reading, a whole digit is.
+    assert [metering.judge(plan, np.array([0, lowest]), np.ones(2), 0.5).false for lowest in (9, 10)] == [0, 1]
 
 
 def test_one_reading_shows_one_meter_and_drums_where_none_has_all_labels():
