@@ -40,6 +40,13 @@ def test_twenty_trials_of_eighty_see_every_pair_of_optimizer_and_learning_rate_o
     assert len({(trial["learning_rate"], trial["batch_size"]) for trial in twenty}) == 16
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_values_come_alike_often_before_pairs_do(seed):
+    twenty = ordered(20, seed, tuner_axes={"AUGMENT": [True, False]})
+    for name in twenty[0]:
+        assert len(set(Counter(trial[name] for trial in twenty).values())) == 1, name
+
+
 def test_all_combinations_come_once_and_a_longer_list_starts_with_the_shorter():
     every = keys(ordered(1000))
     assert len(every) == len(set(every)) == 80
