@@ -128,13 +128,14 @@ def test_a_folder_is_declared_as_what_it_looks_like(tmp_path, files, kind):
     assert DataSource.from_dict(declared, "DATA_SOURCES").type == kind
 
 
-@pytest.mark.parametrize("files", [("1/1.4_a.png", "2/7.1_b.png"), ("1/IMG.png", "2/7.1_b.png", "12/1.2_c.png")])
+@pytest.mark.parametrize("files", [("1/1.4_a.png", "2/3.0_b.png"), ("1/IMG.png", "2/3.0_b.png", "12/1.2_c.png")])
 def test_labels_of_folders_and_of_names_that_contradict_are_refused(tmp_path, files):
     """One folder for each place of the counter looks like one folder a class, also where a picture has no label."""
+    # A digit is the least that they contradict each other by.
     for name in files:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    match = r"the label of 2/7.1_b.png may be 2 or what its name begins with; list .* in DATA_SOURCES .*type"
+    match = r"the label of 2/3.0_b.png may be 2 or what its name begins with; list .* in DATA_SOURCES .*type"
     with pytest.raises(SourceError, match=match):
         sources.with_source([], tmp_path, 1.0)
     assert sources.declare(tmp_path / "2", 1.0)["type"] == "filename"
