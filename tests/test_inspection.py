@@ -122,10 +122,12 @@ def test_odd_sizes(folder):
     for number in range(3):
         put(folder / f"{number}_a.png", (number * 40, 0, 0), size=(24, 43))
     put(folder / "4_b.png", (0, 200, 0), size=(48, 86))
+    put(folder / "4_d.png", (0, 100, 0), size=(24, 26))
     put(folder / "wide" / "5_c.png", (0, 0, 200), size=(40, 30))
     found = inspection.of_kind(inspection.inspect([folder]).found, "odd size")
     assert [one.findings["odd size"] for one in found] == [
         "48x86, usual for this meter is 24x43",
+        "24x26, usual for this meter is 24x43",
         "40x30, wider than high",
     ]
 
