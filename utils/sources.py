@@ -66,8 +66,8 @@ class DataSource:
     """One entry of ``DATA_SOURCES`` or ``TEST_SOURCES``; ``parameter`` says which, for messages.
 
     ``labels`` is the label file's name relative to ``path``; ``count`` and ``system_fonts`` are for synthetic
-    pictures; ``whole_digits`` accepts labels without tenths for 100 classes; ``weight`` and ``augmented`` are for
-    the loader.
+    pictures; ``whole_digits`` accepts labels without tenths for 100 classes; ``weight`` is for the loader, and
+    ``augmented`` for fine-tuning.
     """
 
     name: str
