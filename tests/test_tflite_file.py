@@ -57,6 +57,18 @@ def test_softmax_at_the_end_makes_probabilities():
     assert tflite_file.read(device_files.floating(body=device_files.probable)).gives_probabilities
 
 
+def test_the_way_back_from_the_outputs_ends_where_a_graph_runs_in_a_circle():
+    def turned(model):
+        graph = model.subgraphs[0]
+        del graph.operators[-1]
+        reshape = graph.operators[-1]
+        reshape.inputs = np.array([*reshape.outputs, *reshape.inputs], np.int32)
+        graph.outputs = reshape.outputs
+
+    facts = tflite_file.read(device_files.edited(device_files.quantised(), turned))
+    assert (facts.nodes[-1].operator, facts.last_operator) == ("RESHAPE", "MAX_POOL_2D")
+
+
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\x00" * 100, b"PK\x03\x04" + b"x" * 500])
 def test_what_is_no_tflite_file_is_refused(content):
     with pytest.raises(tflite_file.FileError, match="no TFLite file"):
