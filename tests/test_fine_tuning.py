@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import evaluation, fine_tuning, loader, runs, session
+from utils import confidence, evaluation, fine_tuning, loader, runs, session
 from utils.fake_quant import QuantizationError
 from utils.fine_tuning import FineTuningError
 from utils.plans import Plan
@@ -222,11 +222,12 @@ def test_drawn_digits_settle_no_other_confidence(known, tmp_path, monkeypatch):
     # What the old model is sure of, the new one is.
     assert results["temperature"] == pytest.approx(2, abs=0.01)
     assert taught_by[0] is lesson.old
-    # With a photograph among the validation pictures they are asked.
+    # With enough photographs among the validation pictures they are asked, a few don't outweigh the drawn ones.
     photograph = np.flatnonzero(~np.isin(splits.pool.source_ids, splits.drawn))[:1]
-    mixed = dataclasses.replace(splits, validation=np.append(splits.validation, photograph))
-    results = session.fine_tune(lesson, settings, mixed).results
-    assert results["recommended_confidence"] != 0.4321
+    for photographs, stays in ((confidence.ENOUGH - 1, True), (confidence.ENOUGH, False)):
+        mixed = dataclasses.replace(splits, validation=np.append(splits.validation, photograph.repeat(photographs)))
+        results = session.fine_tune(lesson, settings, mixed).results
+        assert (results["recommended_confidence"] == 0.4321) is stays
 
 
 def test_a_full_disk_is_told_with_the_run_folder(known, tmp_path, monkeypatch):

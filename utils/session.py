@@ -216,14 +216,18 @@ def fine_tune(
 
 
 def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
-    """The confidence recommended for the old model, where only drawn digits could say another.
+    """The confidence recommended for the old model, where next to only drawn digits could say another.
 
     Those are harder than photographs: theirs refused half of the right readings of a meter that had just been learnt.
     """
-    drawn = np.isin(splits.pool.source_ids[splits.validation], splits.drawn).all()
-    settled = recognizers.recommended_confidence(lesson.file) if drawn and not lesson.new_head else None
+    photographs = int((~np.isin(splits.pool.source_ids[splits.validation], splits.drawn)).sum())
+    few = photographs < confidence.ENOUGH and not lesson.new_head
+    settled = recognizers.recommended_confidence(lesson.file) if few else None
     if settled is not None:
-        log.info("all validation pictures are drawn: the recommended confidence stays %.4f", settled)
+        log.info(
+            "only %d of %d validation pictures are photographs: the recommended confidence stays %.4f",
+            *(photographs, len(splits.validation), settled),
+        )
     return settled
 
 
