@@ -75,11 +75,24 @@ def test_new_pictures_take_half_of_a_batch_at_most(known):
     assert fine_tuning.mix(splits, alone, (), 1).new_share == 1
 
 
-def test_sources_marked_augmented_take_the_place_of_changed_pictures(known):
-    _, _, splits = known
+def test_sources_marked_augmented_take_the_place_of_changed_pictures(known, monkeypatch):
+    _, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "BANK", 100)
     chosen = fine_tuning.mix(splits, Plan(data_ratio=0, augmented_ratio=0.5), ("meter",), 1)
     assert set(splits.pool.source_ids[chosen.changed]) == {splits.source("meter")}
     assert (len(chosen.plain), len(chosen.changed)) == (0, 24)
+    # Not changed a second time.
+    as_they_are = {image.tobytes() for image in splits.pool.images(chosen.changed).astype(np.float32)}
+    replayed, _ = fine_tuning._bank(splits, chosen, None, settings, np.random.default_rng(0))
+    assert {image.tobytes() for image in replayed} <= as_they_are
+
+
+def test_a_source_marked_augmented_that_is_left_out_takes_nobodys_place(known):
+    _, _, splits = known
+    plan = Plan(new=("meter",), data_ratio=0, augmented_ratio=0.5)
+    chosen, usual = (fine_tuning.mix(splits, plan, augmented, 1) for augmented in (("of weight 0",), ()))
+    assert len(usual.changed) > 100
+    np.testing.assert_array_equal(chosen.changed, usual.changed)
 
 
 def test_new_pictures_of_a_source_marked_augmented_are_not_replayed(known):

@@ -50,12 +50,16 @@ class FineTuningError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Indices into the pool of what is learnt, and the share of each batch that is new."""
+    """Indices into the pool of what is learnt, and the share of each batch that is new.
+
+    ``changed_already``: those of ``changed`` are of augmented sources and come as they are.
+    """
 
     new: np.ndarray
     plain: np.ndarray
     changed: np.ndarray
     new_share: float
+    changed_already: bool = False
 
 
 def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mix:
@@ -76,7 +80,9 @@ def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mi
     names = np.array(splits.pool.source_names)[splits.pool.source_ids[train]]
     is_new, is_augmented = np.isin(names, plan.new), np.isin(names, augmented)
     originals = train[~is_new & ~is_augmented]
-    new, changeable = train[is_new], train[is_augmented] if augmented else originals
+    # A source of weight 0 has none.
+    changed_already = bool(is_augmented.any())
+    new, changeable = train[is_new], train[is_augmented] if changed_already else originals
     if plan.new and not len(new):
         raise FineTuningError(
             f"none of the pictures of {', '.join(plan.new)} is left to learn from: they are twins of pictures that are "
@@ -94,9 +100,9 @@ def mix(splits: Splits, plan: Plan, augmented: tuple[str, ...], seed: int) -> Mi
     log.info(
         "learning from %d new pictures (%.0f %% of each batch), %d old ones and %d old ones %s",
         *(len(new), 100 * share, len(plain), len(changed)),
-        "of augmented sources" if augmented else "much changed",
+        "of augmented sources" if changed_already else "much changed",
     )
-    return Mix(new, plain, changed, share)
+    return Mix(new, plain, changed, share, changed_already)
 
 
 def facts(chosen: Mix) -> dict[str, float]:
@@ -261,12 +267,13 @@ def _bank(
     """Replayed pictures, changed as in training where the mix says so, with their targets."""
     change = Augmentation(dataclasses.replace(settings, augment=True))
     old = np.concatenate([chosen.plain, chosen.changed])
+    unchanged = len(old) if chosen.changed_already else len(chosen.plain)
     drawn = rng.choice(len(old), BANK)
     images, indices = [], old[drawn]
     for start in range(0, BANK, 256):
         part = splits.pool.images(indices[start : start + 256])
         changed = ops.convert_to_numpy(change(part, training=True))
-        plain = (drawn[start : start + 256] < len(chosen.plain))[:, None, None, None]
+        plain = (drawn[start : start + 256] < unchanged)[:, None, None, None]
         images.append(np.where(plain, part, changed).astype(np.float32))
     images = np.concatenate(images)
     if teacher is None:
