@@ -166,7 +166,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     measured |= aside
     measured |= {name: held[pool.source_ids[held] == i] for i, name in enumerate(pool.source_names) if i >= len(used)}
     _check_parts(pool, train, validation, measured, settings, own[~is_new], clusters, held)
-    turns = _turns(pool, train, used, settings)
+    turns = _turns(pool, train, used, settings, new)
     weighted = _epoch(turns, 0)
     facts = {
         "split_by": settings.split_by,
@@ -353,7 +353,7 @@ def _check_parts(
         raise DataError("all training pictures have the same label: a network needs at least two classes")
 
 
-def _turns(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Settings) -> Turns:
+def _turns(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Settings, new: Collection[str]) -> Turns:
     # After the split, so that no repeat leaks into validation or test.
     rng = np.random.default_rng(settings.seed + 1)
     turns = []
@@ -362,8 +362,10 @@ def _turns(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Sett
         # The generator's typefaces are balanced as they are.
         balance = settings.balance_sources and source.type != "synthetic"
         meters = _meter_weights(pool, mine) if balance else [(1.0, mine)]
+        # What fine_tuning.mix makes of a new source's weight, quantisation-aware training has to stand: half an epoch.
+        most = max(1.0, len(train) / max(len(mine), 1)) if source.name in new else np.inf
         # Rounded for each meter by itself, many small ones would all be left out, or all be taken whole.
-        due = np.cumsum([source.weight * weight * len(members) for weight, members in meters])
+        due = np.cumsum([min(source.weight, most) * weight * len(members) for weight, members in meters])
         counts = np.diff(due.round().astype(int), prepend=0)
         turns += [(members, int(count)) for (_, members), count in zip(meters, counts, strict=True)]
     if not any(count for _, count in turns):
