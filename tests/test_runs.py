@@ -115,6 +115,11 @@ def test_an_output_folder_that_cannot_be_is_refused_first(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(runs.RunError, match=r"OUTPUT_DIR \S+/file/x: \S+/file cannot be written to"):
         runs.check_output(tiny(output_dir=str(tmp_path / "file" / "x")))
+    # Of a disk that is not mounted, for instance.
+    (tmp_path / "gone").symlink_to(tmp_path / "disk")
+    for folder in ("gone", "gone/x"):
+        with pytest.raises(runs.RunError, match=r"OUTPUT_DIR \S+: \S+/gone cannot be written to"):
+            runs.check_output(tiny(output_dir=str(tmp_path / folder)))
 
 
 def test_a_fine_tuned_model_has_learnt_what_the_one_before_had(tmp_path):

@@ -57,7 +57,7 @@ def check_output(settings: Settings) -> None:
         RunError: it can't.
     """
     folder = Path(settings.output_dir).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise RunError(f"OUTPUT_DIR {settings.output_dir}: {there} cannot be written to; name a folder of yours")
 
