@@ -12,6 +12,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+NOT_LOADABLE = "Keras can't load this model once it is saved; build it of Keras' own layers"
+
 
 class UnknownArchitectureError(UserError):
     """No file of that name in ``models/``. The message lists the known ones."""
@@ -96,7 +98,12 @@ def _refusing(name: str, build: Callable) -> Callable:
             raise BuildError(f"models/{name}.py: build returns a {type(model).__name__}, it has to return {wanted}")
         as_it_is = type(model).__name__ == "Functional" and model.name == name
         # What takes or gives more than one tensor is refused by its user.
-        return model if as_it_is or len(model.inputs) + len(model.outputs) != 2 else as_graph(model, name)
+        if as_it_is or len(model.inputs) + len(model.outputs) != 2:
+            return model
+        try:
+            return as_graph(model, name)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise BuildError(f"models/{name}.py: {NOT_LOADABLE} ({str(error).splitlines()[0][:200]})") from error
 
     return checked
 

@@ -171,6 +171,10 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         row = a_row(shape, nb_classes)
         return keras.Model(row.inputs, Doubled()(row.outputs[0]), name="my_own")
 
+    def nameless(shape, nb_classes):
+        row = a_row(shape, nb_classes)
+        return keras.Model(row.inputs, keras.layers.Lambda(lambda x: 2 * x)(row.outputs[0]))
+
     settings = tiny()
     splits = loader.load(settings)
     monkeypatch.setattr(session, "_fit", lambda *args: pytest.fail("trained"))
@@ -180,6 +184,8 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         (lambda shape, nb_classes: a_row(shape, 100), "of 32 x 20 x 1 to 100 classes, not 32 x 20 x 1 to 10 classes"),
         (lambda shape, nb_classes: a_row((32, 32, 1), nb_classes), "of 32 x 32 x 1 to 10 classes, not 32 x 20 x 1 to"),
         (stranger, "Keras can't load this model once it is saved"),
+        (lambda *asked: keras.Sequential(stranger(*asked).layers), "Keras can't load this model once it is saved"),
+        (nameless, "Keras can't load this model once it is saved"),
         (lambda shape, nb_classes: None, "build returns a NoneType, it has to return keras.Model(image, logits)"),
         (lambda shape, nb_classes: keras.Sequential([keras.layers.Dense(10)]), "build returns a Sequential, it has"),
         (odd, "can't be quantised"),

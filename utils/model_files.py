@@ -95,7 +95,7 @@ def check_built(model: Any, file: str, settings: Settings) -> None:
         )
     _check_start(Path(file), model)
     _check_end(Path(file), model)
-    with one_sentence(f"{file}: Keras can't load this model once it is saved; build it of Keras' own layers"):
+    with one_sentence(f"{file}: {models.NOT_LOADABLE}"):
         models.as_graph(model, model.name)
 
 
