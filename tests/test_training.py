@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import errno
+import math
 import re
 
 import keras
@@ -140,6 +141,14 @@ def test_a_loss_that_explodes_names_the_learning_rate(tiny, tmp_path):
     with pytest.raises(training.TrainingError, match="the loss is nan in epoch 3: set a lower LEARNING_RATE"):
         recorder.on_epoch_end(2, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epoch_whose_val_loss_is_no_number_is_not_the_best(tiny, tmp_path):
+    for losses, best in ([[math.nan, 2.0, 1.0, 1.0], 3], [[3.0, math.nan], 1], [[math.nan], 1]):
+        rows = [{"val_loss": loss} for loss in losses]
+        assert training.Recorder(None, tmp_path, tiny(), rows).best_epoch == best
+    rows = [{"val_accuracy": accuracy} for accuracy in (0.5, 0.75, 0.75)]
+    assert training.Recorder(None, tmp_path, tiny(monitor="val_accuracy"), rows).best_epoch == 2
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd"])

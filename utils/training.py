@@ -113,9 +113,10 @@ class Recorder(keras.callbacks.Callback):
     @property
     def best_epoch(self) -> int:
         """Number of the best epoch, counted from 1; the earlier one of two equals."""
-        values = [row[self.settings.monitor] for row in self.rows]
-        best = min(values) if self.settings.monitor == "val_loss" else max(values)
-        return values.index(best) + 1
+        sign = 1 if self.settings.monitor == "val_loss" else -1
+        # No number is smaller than NaN, nor larger: one in the first epoch would be the best for ever.
+        values = [(math.isnan(value := row[self.settings.monitor]), sign * value) for row in self.rows]
+        return values.index(min(values)) + 1
 
     @property
     def finished(self) -> bool:
