@@ -286,6 +286,8 @@ def _slip(error: Exception) -> str:
     """What is wrong in ``parameters.py``, which people edit, and in which line."""
     if isinstance(error, ModuleNotFoundError) and error.name == "parameters":
         return "parameters.py is missing beside the scripts: get it back from the project"
+    if isinstance(error, SyntaxError) and error.lineno is None:
+        return f"parameters.py: {error.msg}: save it as text in UTF-8"
     if isinstance(error, SyntaxError):
         return f"parameters.py line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == "parameters"]
