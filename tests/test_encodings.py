@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
 from tests import foreign_files as foreign
-from utils import confidence, encodings, labels, measuring, recognizers, tflite_file
+from utils import confidence, encodings, labels, measuring, micro, recognizers, tflite_file
 from utils.encodings import RAW, EncodingError
 from utils.recognizers import RecognizerError
 
@@ -177,6 +177,22 @@ def test_weights_of_sixteen_bits(tmp_path):
     assert (facts.pixels, facts.known) == (RAW, True)
     assert facts.parameters == pytest.approx(192_000, rel=0.001)
     assert (measuring.read(file, RAW, foreign.pictures())[0] == foreign.TENTHS).all()
+    if micro.available():
+        with pytest.raises(micro.MicroError, match=r"^TFLite Micro widens no weights of float16; convert"):
+            measuring.arena_bytes(file)
+
+
+@pytest.mark.skipif(not micro.available(), reason="tflite-micro is not installed")
+def test_what_is_part_of_tflite_micro_says_tflite_micro_itself(tmp_path):
+    image = keras.Input(foreign.SIZE)
+    turned = layers.Flatten()(layers.Permute((3, 1, 2))(image))
+    one, two, three = (layers.Dense(10)(turned) for _ in range(3))
+    end = keras.ops.maximum(keras.ops.minimum(one, two), keras.ops.divide(two, 1 + three * three))
+    content = foreign.as_float(keras.Model(image, end))
+    assert {"TRANSPOSE", "MINIMUM", "MAXIMUM", "DIV"} <= {*tflite_file.read(content).operators}
+    inputs = foreign.pictures()[:5].astype(np.float32)
+    np.testing.assert_allclose(micro.run(content, inputs), micro.reference(content, inputs), rtol=1e-4)
+    assert measuring.arena_bytes(stored(tmp_path, content)) > 1920 * 4
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import encodings, labels, micro, pictures, recognizers, runs, splitting, targets, tflite_file, twins
+from utils import encodings, labels, micro, pictures, recognizers, runs, splitting, tflite_file, twins
 from utils.encodings import PixelRange
 from utils.recognizers import Facts, Recognizer
 
@@ -105,9 +105,6 @@ def arena_bytes(file: Path) -> int | None:
     content = file.read_bytes()
     if content[4:8] != tflite_file.IDENTIFIER or not micro.available():
         return None
-    for operator in tflite_file.read(content).operators:
-        if operator not in targets.MICRO_OPERATORS:
-            raise micro.MicroError(f"operator {operator} is not part of TFLite Micro")
     return micro.arena_bytes(content)
 
 

@@ -25,6 +25,8 @@ MIN_PER_THREAD = 100  # pictures that are worth a further interpreter
 MISSING = "TFLite Micro is not installed: pip install tflite-micro (Linux on x86_64)"
 
 _MISSING_OPERATOR = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
+# A DEQUANTIZE of something else than integers.
+_NOT_WIDENED = re.compile(r"dequantize_common\.cc:\d+ input->type")
 _ARENA_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 
 
@@ -194,6 +196,8 @@ def _speaking(action: Callable[[], Any]) -> Any:
 def _explanation(text: str, error: Exception) -> str:
     if missing := _MISSING_OPERATOR.search(text):
         return f"operator {missing[1]} is not part of TFLite Micro"
+    if _NOT_WIDENED.search(text):
+        return "TFLite Micro widens no weights of float16; convert the model anew with float32 or integers"
     if "Failed to allocate" in text or "Failed to resize buffer" in text:
         return f"TFLite Micro needs more than {ARENA_OFFERED // 2**20} MiB of memory for the file"
     return f"TFLite Micro can't run the file: {_first_line(text) or _first_line(str(error))}"
