@@ -1,5 +1,6 @@
 """Files as strangers make them: what they take and what their outputs mean is found in them."""
 
+import re
 from pathlib import Path
 
 import keras
@@ -272,3 +273,35 @@ def test_the_first_operator_alone_decides():
     facts = tflite_file.read(foreign.as_float(foreign.network(10)))
     assert facts.first.constant is None
     assert encodings.pixel_range(facts) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "inside", "outside"),
+    [
+        ((3, 32, 20), layers.Permute((2, 3, 1)), layers.Permute((3, 1, 2))),
+        ((32, 20), layers.Reshape((32, 20, 1)), layers.Reshape((32, 20))),
+        ((None, None, 3), layers.Reshape((32, 20, 3)), layers.Identity()),
+    ],
+)
+def test_a_picture_of_other_axes_is_read_once_the_model_is_made_as_the_refusal_says(tmp_path, shape, inside, outside):
+    size = (32, 20, 1 if len(shape) == 2 else 3)
+    taken, picture = keras.Input(shape), keras.Input(size)
+    model = keras.Model(taken, foreign.network(10, size)(inside(taken)), name="stranger")
+    with pytest.raises(RecognizerError, match=f"is needed; {re.escape(encodings.ONE_PICTURE)}$"):
+        recognizers.load(stored(tmp_path, foreign.as_float(model)), NOWHERE)
+    file = stored(tmp_path, foreign.as_float(keras.Model(picture, model(outside(picture)))))
+    numbers, _ = recognizers.decide(recognizers.load(file, NOWHERE), foreign.pictures(size))
+    assert (numbers == DIGITS).all()
+
+
+def test_one_of_several_outputs_is_read_once_it_is_taken_as_the_refusal_says(tmp_path):
+    model = foreign.network(10)
+    model = keras.Model(model.inputs, [layers.Dense(3)(model.output), model.output], name="stranger")
+    model.save(tmp_path / "a.keras")
+    for file in (stored(tmp_path, foreign.as_float(model)), tmp_path / "a.keras"):
+        with pytest.raises(RecognizerError, match=r"keras\.Model\(model\.inputs, model\.outputs\[NUMBER\]\)"):
+            recognizers.load(file, NOWHERE)
+    one = keras.Model(model.inputs, model.outputs[1])
+    one.save(tmp_path / "a.keras")
+    for file in (stored(tmp_path, foreign.as_float(one)), tmp_path / "a.keras"):
+        assert (recognizers.decide(recognizers.load(file, NOWHERE), foreign.pictures())[0] == DIGITS).all()

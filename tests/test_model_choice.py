@@ -78,6 +78,8 @@ def test_paths_that_lead_to_no_model(tmp_path):
     refused(tmp_path / "absent", "no such file or folder; name a .keras file or a run folder$", find)
     refused(tmp_path / ("x" * 300), "cannot be read .*name too long", find)
     refused(tmp_path, "no best_model.keras in this folder; name a .keras file", find)
+    (tmp_path / "saved_model.pb").touch()
+    refused(tmp_path, "no best_model.keras in this folder; this is a SavedModel: save the model as .keras", find)
     unfinished = run(tmp_path, "unfinished", 1, finished=False)
     (unfinished / runs.BEST_MODEL_FILE).unlink()
     refused(unfinished, "not finished: train.py --resume", find)

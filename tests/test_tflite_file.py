@@ -139,7 +139,10 @@ def _no_operators(model):
         (_no_options, "damaged"),
         (_no_operators, "no operators"),
         (_second_output, "has 2 outputs"),
-        (lambda model: model.subgraphs.append(model.subgraphs[0]), "holds 2 graphs"),
+        (
+            lambda model: model.subgraphs.append(model.subgraphs[0]),
+            "holds 2 graphs; one is supported: convert it anew with one signature",
+        ),
         (_short_weights, "damaged"),
         (_weights_elsewhere, "damaged"),
         (_no_such_tensor, "damaged"),

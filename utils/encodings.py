@@ -20,6 +20,12 @@ LEAST_LIT = 0.1  # below that share of a range the pictures it was calibrated on
 # Above it a factor can't bring pixels 0..255 near 1, and below it a shift is none of raw pixels.
 LARGEST_FACTOR = 0.1
 SMALLEST_SHIFT = 2.0
+# How a model is made one of a picture that takes batches of a size, any size, or another order of the axes.
+ONE_PICTURE = (
+    "convert keras.Model(picture, model(picture)) to .tflite, where picture = keras.Input((height, width, channels)); "
+    "with channels first it is model(keras.layers.Permute((3, 1, 2))(picture)), without any "
+    "model(keras.layers.Reshape((height, width))(picture))"
+)
 OUTPUTS = {2: "sine and cosine", 10: "digits", 11: "digits and N", labels.NB_TENTHS: "tenths"}
 
 

@@ -234,6 +234,8 @@ def _model_of(folder: Path) -> Path:
     if (folder / runs.BEST_MODEL_FILE).is_file():
         return folder / runs.BEST_MODEL_FILE
     hint = "name a .keras file or the folder of a finished run"
+    if (folder / "saved_model.pb").is_file():
+        hint = "this is a SavedModel: save the model as .keras, or, to read pictures alone, convert it to .tflite"
     if (folder / runs.SETTINGS_FILE).is_file():
         began = runs.fine_tuned_from(folder)
         hint = f"this run is not finished: train.py --resume {folder} goes on with it"

@@ -245,12 +245,14 @@ def _check_kind(path: Path, model: Any, classes: tuple[int, ...]) -> None:
     if len(inputs) != 1 or not sides or picture[0] is not None or picture[3] not in channels:
         raise ModelFileError(
             f"{path}: the model takes {_shapes(inputs)}, but one picture (batch, height, width, 1 or 3) with sides of "
-            f"{low} to {high} is needed, in batches of any size; take another model"
+            f"{low} to {high} is needed, in batches of any size; take another model, or, to read pictures alone, "
+            f"{encodings.ONE_PICTURE}"
         )
     if len(outputs) != 1 or len(result) != 2 or result[0] is not None or result[1] not in classes:
         raise ModelFileError(
             f"{path}: the model gives {_shapes(outputs)}, but one vector (batch, {' or '.join(map(str, classes))}) is "
-            "needed; take another model"
+            "needed; take another model, or, if one of several outputs is such a vector, save "
+            "keras.Model(model.inputs, model.outputs[NUMBER])"
         )
     kinds = {str(t.dtype) for t in (*model.inputs, *model.outputs, *model.weights)}
     kinds |= {layer.compute_dtype for layer in model.layers}

@@ -142,7 +142,7 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3) or not all(low <= s <= high for s in shape[1:3]):
         raise RecognizerError(
             f"the model takes {shape}, but one picture (1, height, width, 1 or 3) with sides of {low} to {high} is "
-            "needed"
+            f"needed; {encodings.ONE_PICTURE}"
         )
     return shape[1:]
 
@@ -171,7 +171,10 @@ def _opener(file: Path) -> Callable[[Path, PixelRange | None], Recognizer]:
             f"{file}: an HDF5 file of Keras 2 may hold code that runs when it is loaded, so none is opened; save the "
             "model as .keras with Keras 3, or as .tflite"
         )
-    raise RecognizerError(f"{file}: this is no model; a .keras, .tflite or .espdl file or a run folder is needed")
+    raise RecognizerError(
+        f"{file}: this is no model; a .keras, .tflite or .espdl file or a run folder is needed; convert what "
+        "other formats hold (.onnx, .pb, .pt) to .tflite"
+    )
 
 
 def _keras(file: Path, assumed: PixelRange | None) -> Recognizer:

@@ -141,11 +141,17 @@ _MACS: dict[str, Callable[[Node], int]] = {
 
 def _facts(model: schema.ModelT) -> FileFacts:
     if len(model.subgraphs) != 1:
-        raise FileError(f"the TFLite file holds {len(model.subgraphs)} graphs; one is supported")
+        raise FileError(
+            f"the TFLite file holds {len(model.subgraphs)} graphs; one is supported: convert it anew with one "
+            "signature, and without loops and conditions"
+        )
     graph = model.subgraphs[0]
-    for kind, ends in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+    for kind, ends, mend in (
+        ("inputs", graph.inputs, "take a model that needs a picture alone"),
+        ("outputs", graph.outputs, "convert keras.Model(model.inputs, model.outputs[NUMBER]) with the one to be read"),
+    ):
         if len(ends) != 1:
-            raise FileError(f"the TFLite file has {len(ends)} {kind}; one is supported")
+            raise FileError(f"the TFLite file has {len(ends)} {kind}; one is supported: {mend}")
     tensors = [_tensor(tensor, model.buffers) for tensor in graph.tensors]
     names = [_operator_name(code) for code in model.operatorCodes]
     nodes = tuple(_node(operator, names, tensors) for operator in graph.operators)
