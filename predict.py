@@ -34,7 +34,11 @@ def predict(arguments: argparse.Namespace) -> int:
     threshold = next(x for x in (arguments.threshold, model.threshold, prediction.THRESHOLD) if x is not None)
     if not model.facts.known:
         log.warning(
-            "%s does not say which numbers stand for pixels; %s is assumed", model.file, model.facts.pixels.name
+            "%s does not say which numbers stand for pixels; %s is assumed. If nearly all readings are wrong, however "
+            "sure, it takes others: benchmark.py tells which by labelled pictures; put a Rescaling to them first "
+            "(1/255 for 0..1) and save or convert the model anew",
+            model.file,
+            model.facts.pixels.name,
         )
     readings = prediction.read(model, files)
     if arguments.json:

@@ -14,9 +14,11 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import pytest
 
 import train
+from tests import foreign_files
 from tests.conftest import write_digit
 from utils import runs, synthetic
 
@@ -380,6 +382,21 @@ def test_one_picture_is_read_without_tensorflow(trained, meter):
     assert processor_seconds() - started < 3
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cnn32_quantized.tflite" in done.stdout
+
+
+def test_a_range_that_was_assumed_is_mended_as_the_warning_says(tmp_path):
+    import keras
+
+    taken, digit = foreign_files.picky(low=0.0), foreign_files.pictures()[70]
+    cv2.imwrite(str(tmp_path / "7.png"), digit)
+    raw = keras.Sequential([keras.Input(foreign_files.SIZE), keras.layers.Rescaling(1 / 255), taken])
+    found = []
+    for model in (taken, raw):
+        (tmp_path / "a.tflite").write_bytes(foreign_files.as_float(model))
+        done = call(tmp_path / "7.png", "--model", tmp_path / "a.tflite", "--json", door="predict.py")
+        warned = "0..255 is assumed. If nearly all" in done.stderr and "put a Rescaling to them first" in done.stderr
+        found.append((json.loads(done.stdout)["reading"], warned))
+    assert found == [("0", True), ("7", False)]
 
 
 @pytest.mark.parametrize("cwd", [ROOT, ROOT / "datasets"])
