@@ -277,6 +277,12 @@ def test_graphs_of_another_task(tmp_path, end, shape, said):
         recognizers.load(file, NOWHERE)
 
 
+def test_an_operator_of_tensorflow_or_of_somebody_else_is_named(tmp_path):
+    file = stored(tmp_path, device_files.with_operator(device_files.quantised(), "MAX_POOL_2D", "CUSTOM"))
+    with pytest.raises(RecognizerError, match="operator CUSTOM is not part of LiteRT; build the model without it and"):
+        recognizers.load(file, NOWHERE)
+
+
 def test_files_and_steps_too_large_for_memory(tmp_path):
     file = stored(tmp_path, device_files.with_size(device_files.quantised(), "CONV_2D", 1, 10**7))
     with pytest.raises(RecognizerError, match="one step makes more than 67,108,864 values of a picture"):

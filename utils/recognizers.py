@@ -204,6 +204,11 @@ def _tflite(file: Path, assumed: PixelRange | None) -> Recognizer:
     shape, nb_outputs = _picture_shape(facts.input.shape), _output_count(facts.output.shape)
     if max(math.prod(node.output_shape) for node in facts.nodes) > model_files.MAX_TENSOR_ELEMENTS:
         raise RecognizerError(f"one step makes more than {model_files.MAX_TENSOR_ELEMENTS:,} values of a picture")
+    if foreign := [operator for operator in facts.operators if operator.startswith("CUSTOM")]:
+        raise RecognizerError(
+            f"operator {foreign[0]} is not part of LiteRT; build the model without it and convert it anew for "
+            "tf.lite.OpsSet.TFLITE_BUILTINS alone"
+        )
     known = encodings.pixel_range(facts)
     pixels = known or assumed or encodings.likeliest(facts.input, facts.first)
     last = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}.get(facts.last_operator, "logits")
