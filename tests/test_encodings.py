@@ -184,6 +184,16 @@ def test_weights_of_sixteen_bits(tmp_path):
 
 
 @pytest.mark.skipif(not micro.available(), reason="tflite-micro is not installed")
+def test_weights_of_integers_under_floats(tmp_path):
+    file = stored(tmp_path, foreign._converter(foreign.network(100)).convert())
+    assert (measuring.read(file, RAW, foreign.pictures())[0] == foreign.TENTHS).all()
+    with pytest.raises(
+        micro.MicroError, match=r"^TFLite Micro runs no floats on weights of integers \(dynamic range\)"
+    ):
+        measuring.arena_bytes(file)
+
+
+@pytest.mark.skipif(not micro.available(), reason="tflite-micro is not installed")
 def test_what_is_part_of_tflite_micro_says_tflite_micro_itself(tmp_path):
     image = keras.Input(foreign.SIZE)
     turned = layers.Flatten()(layers.Permute((3, 1, 2))(image))

@@ -27,6 +27,8 @@ MISSING = "TFLite Micro is not installed: pip install tflite-micro (Linux on x86
 _MISSING_OPERATOR = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 # A DEQUANTIZE of something else than integers.
 _NOT_WIDENED = re.compile(r"dequantize_common\.cc:\d+ input->type")
+# Said of a convolution, and of a dense layer.
+_HYBRID = re.compile("Hybrid models are not supported|Input type: FLOAT32 with filter type: INT8")
 _ARENA_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 
 
@@ -198,6 +200,11 @@ def _explanation(text: str, error: Exception) -> str:
         return f"operator {missing[1]} is not part of TFLite Micro"
     if _NOT_WIDENED.search(text):
         return "TFLite Micro widens no weights of float16; convert the model anew with float32 or integers"
+    if _HYBRID.search(text):
+        return (
+            "TFLite Micro runs no floats on weights of integers (dynamic range); convert the model anew with float32 "
+            "or with integers throughout"
+        )
     if "Failed to allocate" in text or "Failed to resize buffer" in text:
         return f"TFLite Micro needs more than {ARENA_OFFERED // 2**20} MiB of memory for the file"
     return f"TFLite Micro can't run the file: {_first_line(text) or _first_line(str(error))}"
