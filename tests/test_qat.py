@@ -44,6 +44,33 @@ def unbalanced(model: keras.Model, spread: float) -> keras.Model:
     return clone
 
 
+def test_it_is_short_and_careful_on_one_device_without_dropout_and_keeps_the_best_epoch(tiny, monkeypatch):
+    settings = tiny(
+        dropout=0.3, gpus=2, epochs=9, qat_epochs=4, learning_rate=0.01, qat_learning_rate=0.2,
+        learning_rate_schedule="plateau", warmup_epochs=3,
+    )  # fmt: skip
+    splits = loader.load(settings)
+    model = models.get("digit_recognizer_v6").build(settings.input_shape, 10)
+    quantized = fake_quant.quantize(model, splits.pool.images(splits.train[:20]))
+    last = next(layer for layer in reversed(quantized.layers) if isinstance(layer, keras.layers.Dense))
+
+    def fit(trainer, augmentation, splits, used, description, keeper):
+        assert (used.epochs, used.gpus) == (4, 1)
+        rate, steps = trainer.optimizer._learning_rate, len(splits.train) // 32
+        assert [float(rate(step)) for step in (2 * steps, 4 * steps)] == pytest.approx([0.002, 0.00002])
+        assert not any(isinstance(layer, keras.layers.Dropout) for layer in trainer._flatten_layers())
+        keeper.set_model(trainer)
+        keeper.on_train_begin()
+        for epoch, loss in enumerate((0.5, 0.3, 0.4, 0.31)):
+            last.set_weights([np.full_like(weight, epoch) for weight in last.get_weights()])
+            keeper.on_epoch_end(epoch, {"val_loss": loss})
+        keeper.on_train_end()
+
+    monkeypatch.setattr(training, "_fit", fit)
+    training.fit_quantized(quantized, splits, settings)
+    assert set(last.get_weights()[0].ravel()) == {1}
+
+
 @pytest.mark.slow
 def test_training_moves_the_ranges_but_for_the_input_and_the_logits(trained):
     model, settings, splits, calibration = trained
