@@ -144,6 +144,29 @@ def test_input_range_is_fixed_and_logits_end_below_a_faint_winner(case, images):
     assert high == pytest.approx(logits.max(), abs=step)
 
 
+def uneven(x):
+    # Something else reads what the first normalisation is of, so it can't go into that convolution.
+    x = layers.Conv2D(8, 3, padding="same")(x)
+    x = layers.Add()([x, layers.BatchNormalization(epsilon=0.5)(x)])
+    x = layers.ReLU()(layers.BatchNormalization(epsilon=0.3)(layers.Conv2D(8, 3)(x)))
+    return layers.GlobalAveragePooling2D()(x)
+
+
+@pytest.mark.parametrize("graph", [plain, depthwise, uneven])
+def test_the_network_without_ranges_gives_the_same_logits_moved_to_lie_around_zero(graph, images, rng):
+    model = build(graph)
+    for layer in model.layers:
+        if getattr(layer, "use_bias", False):
+            layer.bias.assign(rng.normal(0, 1, layer.bias.shape))
+    quantized = fake_quant.quantize(model, images[:50])
+    network, largest = fake_quant.folded(quantized)
+    low, high = logits_range(quantized)
+    expected = evaluation.keras_logits(model, images[:20]) - (low + high) / 2
+    found = network.predict(images[:20].astype(np.float32) / 128 - 1, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.ptp(expected))
+    assert largest == pytest.approx((high - low) / 2)
+
+
 def test_ranges_are_those_of_all_pictures(images, monkeypatch):
     model = models.get("cnn32").build((32, 20, 1), 10)
     at_once = fake_quant.ranges(fake_quant.quantize(model, images))
@@ -199,6 +222,11 @@ def test_ranges_follow_in_training_unless_fixed():
         layer(values, training=True)
     assert follows.get_weights() == pytest.approx([-1.01, 4.02])
     assert fixed.get_weights() == [-1.0, 4.0]
+    # Zero stays in it.
+    for values, ends in (([2.0, 4.0], [-0.99, 4.0]), ([-3.0, -1.0], [-1.02, 3.96])):
+        follows.set_weights(np.array([-1.0, 4.0], np.float32))
+        follows(keras.ops.convert_to_tensor([values]), training=True)
+        assert follows.get_weights() == pytest.approx(ends)
 
 
 def test_rgb_input_reads_grey_pictures_alike(images):
