@@ -62,6 +62,9 @@ def test_the_mix_is_shares_of_each_set(known, caplog):
     old = len(np.unique(splits.train)) - 48
     assert (len(chosen.new), len(chosen.plain), len(chosen.changed)) == (48, round(old / 4), round(old / 2))
     assert splits.pool.source_names[splits.pool.source_ids[chosen.new[0]]] == "meter"
+    # Drawn from all of them, not from what comes first.
+    for part in (chosen.plain, chosen.changed):
+        assert np.median(np.searchsorted(np.unique(splits.train), part)) == pytest.approx(old / 2, rel=0.2)
     groups = len(np.unique(splits.clusters[chosen.new]))
     assert chosen.new_share == pytest.approx(5 * groups / (5 * groups + fine_tuning.BANK))
     assert "learning from 48 new pictures" in caplog.text
@@ -69,7 +72,13 @@ def test_the_mix_is_shares_of_each_set(known, caplog):
 
 def test_new_pictures_take_half_of_a_batch_at_most(known):
     _, _, splits = known
-    assert fine_tuning.mix(splits, Plan(new=("meter",)), (), 1).new_share == 0.5
+    new = fine_tuning.mix(splits, Plan(new=("meter",)), (), 1).new
+    # Near twins count as one, and thirteen are too few for half of a batch.
+    for groups, share in ((13, 3900 / (3900 + 4096)), (14, 0.5), (48, 0.5)):
+        clusters = splits.clusters.copy()
+        clusters[new] = clusters.max() + 1 + np.arange(48) % groups
+        one = dataclasses.replace(splits, clusters=clusters)
+        assert fine_tuning.mix(one, Plan(new=("meter",)), (), 1).new_share == pytest.approx(share)
     assert fine_tuning.mix(splits, Plan(), (), 1).new_share == 0
     alone = Plan(new=("meter",), data_ratio=0, augmented_ratio=0)
     assert fine_tuning.mix(splits, alone, (), 1).new_share == 1
@@ -335,6 +344,24 @@ def test_new_pictures_stay_as_they_are_without_augmentation(known):
     assert all(image.tobytes() in originals for image in plain.draw(30)[0])
 
 
+def test_new_pictures_are_changed_mildly_and_replayed_ones_as_in_training_whatever_augment_is(known, monkeypatch):
+    _, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "BANK", 300)
+    # All that could strike does: a picture with dark and light exchanged is another picture.
+    strong = {"augment_invert": 1.0, "augment_cover": 1.0, "augment_sharpen": 1.0}
+    settings = dataclasses.replace(settings, augment=True, **strong)
+    pool = splits.pool.images(np.arange(splits.pool.tenths.size))
+    dark = np.flatnonzero(pool.mean(axis=(1, 2, 3)) < 90)[:20]
+    new = fine_tuning._New(splits, dark, None, settings, np.random.default_rng(0))
+    assert (new.draw(100)[0].mean(axis=(1, 2, 3)) < 127).all()
+    nothing = np.arange(0)
+    for augment in (True, False):
+        settings = dataclasses.replace(settings, augment=augment)
+        chosen = fine_tuning.Mix(nothing, nothing, dark, 0.0)
+        replayed, _ = fine_tuning._bank(splits, chosen, None, settings, np.random.default_rng(0))
+        assert (replayed.mean(axis=(1, 2, 3)) > 127).mean() > 0.8
+
+
 def test_a_display_of_whole_digits_does_not_roll(known):
     _, settings, splits = known
     new = fine_tuning._New(
@@ -405,3 +432,8 @@ def test_three_parts_of_the_new_weights_are_mixed_with_one_of_the_old(known, mon
     fine_tuning.fit(model, teacher, splits, fine_tuning.mix(splits, Plan(), (), 1), Plan(), settings)
     for new, old in zip(model.layers[-1].get_weights(), teacher.layers[-1].get_weights(), strict=True):
         np.testing.assert_allclose(new - old, 0.75, atol=1e-6)
+    # Taught by labels, the old weights have no say.
+    monkeypatch.setattr(fine_tuning.temperature, "taken_out", lambda *_: teacher)
+    fine_tuning.fit(model, None, splits, fine_tuning.mix(splits, Plan(), (), 1), Plan(), settings)
+    for new, old in zip(model.layers[-1].get_weights(), teacher.layers[-1].get_weights(), strict=True):
+        np.testing.assert_allclose(new - old, 1, atol=1e-6)
