@@ -82,6 +82,15 @@ def test_two_lcd_digits_that_differ_in_one_faint_segment_are_no_twins() -> None:
     assert cluster_count([five, np.clip(five + 5, 0, 255).astype(np.uint8)]) == 1
 
 
+def test_a_pair_differs_by_little_of_grey_of_its_contrast_and_in_each_patch() -> None:
+    checks = np.indices((twins.ROWS, twins.COLUMNS)).sum(axis=0) % 2 * 2 - 1
+    spot = np.zeros_like(checks)
+    spot[6:9, 4:7] = 1
+    for shape, contrast, limit in ((checks, 100, 7), (checks, 20, 4), (spot, 20, 6)):
+        difference = np.stack([0.98 * limit * shape.ravel(), 1.02 * limit * shape.ravel()])
+        assert twins._within_limits(difference, np.full(2, contrast)).tolist() == [True, False]
+
+
 def test_pictures_without_contrast_are_twins_of_no_picture_with_some() -> None:
     flat = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     checks = np.indices((HEIGHT, WIDTH)).sum(0)[:, :, None].repeat(3, 2) % 8 // 4 * 255
