@@ -89,6 +89,9 @@ def test_a_pair_differs_by_little_of_grey_of_its_contrast_and_in_each_patch() ->
     for shape, contrast, limit in ((checks, 100, 7), (checks, 20, 4), (spot, 20, 6)):
         difference = np.stack([0.98 * limit * shape.ravel(), 1.02 * limit * shape.ravel()])
         assert twins._within_limits(difference, np.full(2, contrast)).tolist() == [True, False]
+    # Of two pictures the fainter one's contrast counts.
+    pictures = np.stack([size * checks.ravel() for size in (20, 23.9, 24.1)]).astype(np.float32)
+    assert twins._are_twins(pictures, np.array([0, 0, 1, 2]), np.array([1, 2, 0, 0])).tolist() == [True, False] * 2
 
 
 def test_pictures_without_contrast_are_twins_of_no_picture_with_some() -> None:
@@ -108,6 +111,20 @@ def test_a_rolling_drum_is_not_one_cluster(strip: np.ndarray, count: int) -> Non
     for number in np.argsort(sizes)[-20:]:
         own = tenths[clusters == number]
         assert labels.ring_distance(own[:, None], own[None], 100.0).max() < 2
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "cut"), [(1000, 100, False), (1000, 101, True), (40_000, 200, False), (40_000, 201, True)]
+)
+def test_a_wide_cluster_is_cut_if_it_is_a_large_part_of_all(count: int, size: int, cut: bool) -> None:
+    descriptors = np.random.default_rng(0).uniform(-100, 100, (count, 1))
+    clusters = np.maximum(np.arange(count) - size + 1, 0)
+    found = twins._cut_wide(descriptors, clusters)
+    np.testing.assert_array_equal(found[size:], clusters[size:])
+    pieces = [np.ptp(descriptors[:size][found[:size] == number]) for number in np.unique(found[:size])]
+    assert (len(pieces) > 1) == cut
+    # A piece's pictures are within 14 grey levels of its first one.
+    assert not cut or 14 < max(pieces) <= 28
 
 
 def test_a_still_wheel_stays_one_cluster_at_any_size(strip: np.ndarray) -> None:
