@@ -169,6 +169,15 @@ def test_sgd_gathers_speed(tiny):
     assert float(model.get_weights()[0][0, 0]) == pytest.approx(-0.461)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd"])
+def test_weights_decay_by_their_share_of_the_learning_rate(optimizer, tiny):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    settings = tiny(optimizer=optimizer, learning_rate=0.1, learning_rate_schedule="constant", weight_decay=0.05)
+    training._compile(model, settings, steps_per_epoch=1)
+    model.optimizer.apply([np.zeros((1, 1), np.float32)], model.trainable_variables)
+    assert float(model.get_weights()[0][0, 0]) == pytest.approx(1 - 0.1 * 0.05)
+
+
 def test_focal_loss_and_label_smoothing_are_applied(fit):
     plain, smooth, focal = (
         fit(name, augment=False, **overrides)[0].rows[0]["loss"]
@@ -189,6 +198,9 @@ def test_schedules(tiny):
     assert float(cosine(10)) == pytest.approx(0.1)
     assert float(cosine(30)) == pytest.approx(0.1 * (0.99 * 0.5 + 0.01))
     assert float(cosine(50)) == pytest.approx(0.001)
+    # Half of the epochs is the longest warm-up.
+    short = training._learning_rate(dataclasses.replace(settings, warmup_epochs=9), steps_per_epoch=5)
+    assert [float(short(step)) for step in (25, 50)] == pytest.approx([0.1, 0.001])
     assert training._learning_rate(dataclasses.replace(settings, learning_rate_schedule="constant"), 5) == 0.1
 
 
