@@ -187,8 +187,9 @@ def test_a_convolution_in_groups_or_padded_unevenly_is_trouble_on_chips():
     harmless = {"padding": "VALID"}, {"filter_shape": (4, 1, 1, 16)}, {"input_shape": (1, 9, 7, 16)}
     facts.nodes = tuple(dataclasses.replace(node, **changed) for changed in harmless)
     assert list(gate._warnings(targets.get("tflite_micro"), facts)) == []
-    facts.nodes = (node,)
-    assert len(list(gate._warnings(targets.get("tflite_micro"), facts))) == 1
+    for shape in ((1, 8, 8, 16), (1, 9, 8, 16), (1, 8, 9, 16)):
+        facts.nodes = (dataclasses.replace(node, input_shape=shape),)
+        assert len(list(gate._warnings(targets.get("tflite_micro"), facts))) == 1
 
 
 def wrong_by(change, step: float):
