@@ -320,3 +320,8 @@ def test_an_esp_dl_file_may_take_channels_first_and_end_in_a_softmax(monkeypatch
     assert (loaded.input_shape, loaded.facts.outputs) == ((32, 20, 3), "100 tenths, softmax")
     for one, two in zip(recognizers.decide(loaded, images), recognizers.decide(plain, images), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-4)
+    # Where the file doesn't say its range, steps of a half are of -1..1, steps of one and more of 0..255.
+    for exponent, pixels in ((-1, encodings.OWN), (0, encodings.RAW), (1, encodings.RAW)):
+        other = replace(model, metadata={}, inputs=(replace(image, exponents=(exponent,)),))
+        facts = recognizers.load(file, NOWHERE).facts
+        assert (facts.pixels, facts.known) == (pixels, False)
