@@ -219,6 +219,17 @@ def test_a_trial_that_takes_its_process_along_is_given_up(small, splits, fake):
     assert len(fake.calls) == 2
 
 
+def test_a_trial_of_other_values_than_the_lists_is_made_anew(small, splits, fake):
+    found = tuning.search(small(tuner_max_trials=2), splits)
+    content = json.loads((found.folder / "search.json").read_text())
+    content["trials"][1]["values"]["batch_size"] = 7
+    (found.folder / "search.json").write_text(json.dumps(content))
+    again = tuning.search(small(tuner_max_trials=2), splits)
+    assert again.folder == found.folder
+    assert fake.calls[2:] == fake.calls[1:2]
+    assert rows(again)[1]["BATCH_SIZE"] == str(again.combinations[1]["batch_size"])
+
+
 def test_an_interruption_does_not_count_against_a_trial(small, splits, fake):
     def interrupt(_):
         raise KeyboardInterrupt
@@ -576,6 +587,8 @@ def test_trials_beyond_a_shortened_list_do_not_count_and_seconds_add_up():
     search.begin(1)
     search.end(1, 10, Outcome(0.65, 10, 3.0))
     assert (search.best().number, search.rows[1].seconds, search.rows[1].epochs) == (3, 5.0, 10)
+    # What came to an end is not held against it when it goes on for more epochs.
+    assert search.rows[1].begun == 0
     search.combinations = search.combinations[:2]
     assert ([row.number for row in search.ended()], search.best().number, search.time_left()) == ([1, 2], 1, 0)
 
