@@ -141,6 +141,8 @@ def test_of_equal_states_that_before_the_training_stays_and_a_refused_one_is_not
     accepted, refused = (gate.Verdict("esphome", taken, (), (), None, "") for taken in (True, False))
     before, after = (deployment.DeviceFile("a.tflite", content, kind, accepted, "a.txt") for kind in ("ptq", "qat"))
     assert deployment._ranked(before, after, splits) == (before, after)
+    worse = dataclasses.replace(before, verdict=refused)
+    assert deployment._ranked(worse, after, splits) == (after, worse)
     assert deployment._to_compare(after, "a_qat.tflite") == [deployment.DeviceFile("a_qat.tflite", content, "qat")]
     assert deployment._to_compare(dataclasses.replace(after, verdict=refused), "a_qat.tflite") == []
 

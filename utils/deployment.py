@@ -99,13 +99,15 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
 
 
 def _ranked(before: DeviceFile, after: DeviceFile, splits: Splits) -> tuple[DeviceFile, DeviceFile]:
-    """The file of quantisation-aware training and the one before it, the better one first."""
+    """The file of quantisation-aware training and the one before it, the better one that its device takes first."""
     images, classes = splits.pool.images(splits.validation), splits.pool.classes(splits.validation)
     right = [
         int((evaluation.file_logits(file.name, file.content, images).argmax(axis=1) == classes).sum())
         for file in (before, after)
     ]
-    if right[1] > right[0]:
+    # What its device refuses is no use there, however well it reads.
+    taken = [not file.verdict or file.verdict.accepted for file in (before, after)]
+    if (taken[1], right[1]) > (taken[0], right[0]):
         return after, before
     text = "after quantisation-aware training %d of %d validation pictures are read right, before it %d: that stays"
     log.warning(text, right[1], len(classes), right[0])
