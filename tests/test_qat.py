@@ -29,11 +29,11 @@ def right(content: bytes, splits) -> float:
     return float((predicted == splits.pool.classes(held)).mean())
 
 
-def unbalanced(model: keras.Model, spread: float) -> keras.Model:
+def unbalanced(model: keras.Model, spread: float, seed: int) -> keras.Model:
     """The same function with channels of very different size: each convolution's times 2^u, undone by the next."""
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     convolutions = [layer for layer in clone.layers if isinstance(layer, keras.layers.Conv2D)]
     for first, second in itertools.pairwise(convolutions):
         factor = 2 ** rng.uniform(-spread, spread, first.filters)
@@ -97,15 +97,19 @@ def test_training_moves_the_ranges_but_for_the_input_and_the_logits(trained):
 @pytest.mark.slow
 def test_qat_wins_back_what_unbalanced_channels_cost(trained):
     model, settings, splits, calibration = trained
-    odd = unbalanced(model, spread=5)
     images = splits.pool.images(splits.measured["test"])
-    np.testing.assert_allclose(evaluation.keras_logits(odd, images), evaluation.keras_logits(model, images), atol=1e-3)
     balanced = right(export.quantized_tflite(model, calibration, "int8"), splits)
-    quantized = fake_quant.quantize(odd, calibration)
-    after_ptq = right(export.integer_tflite(quantized, "int8"), splits)
-    # Of a few points, or after a few epochs, chance would decide: 0.54 to 0.81 of them came back with 2 ** 4 and five.
-    assert balanced - after_ptq > 0.15, "the channels were to cost something"
     settings = dataclasses.replace(settings, qat_epochs=15, qat_learning_rate=0.4)
-    training.fit_quantized(quantized, splits, settings)
-    after_qat = right(export.integer_tflite(quantized, "int8"), splits)
-    assert after_qat - after_ptq >= 2 / 3 * (balanced - after_ptq)
+    cost = won_back = 0
+    # Of one draw 0.50 to 0.98 came back in twenty runs (0.86 on average): chance would decide.
+    for seed in (1, 2, 3):
+        odd = unbalanced(model, spread=5, seed=seed)
+        expected = evaluation.keras_logits(model, images)
+        np.testing.assert_allclose(evaluation.keras_logits(odd, images), expected, atol=1e-3)
+        quantized = fake_quant.quantize(odd, calibration)
+        after_ptq = right(export.integer_tflite(quantized, "int8"), splits)
+        training.fit_quantized(quantized, splits, settings)
+        cost += balanced - after_ptq
+        won_back += right(export.integer_tflite(quantized, "int8"), splits) - after_ptq
+    assert cost / 3 > 0.15, "the channels were to cost something"
+    assert won_back >= 2 / 3 * cost
