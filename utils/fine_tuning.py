@@ -137,7 +137,7 @@ def freeze(model: keras.Model, strategy: str) -> int:
 
 def knows_tenths(model: keras.Model) -> bool:
     """Whether the last layer has a plane for each tenth, of tenths or of digits that are read by way of them."""
-    last = [layer for layer in model.layers if layer.weights][-1]
+    last = model_files.last_weighted(model)
     return isinstance(last, layers.Dense) and last.units == labels.NB_TENTHS
 
 
@@ -147,7 +147,7 @@ def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model
     Where it :func:`knows_tenths`, its own planes read the others: a fresh head on the features of tenths named 0.662 of
     a meter's digits right after fifty pictures, of which the tenths had named 0.986. Else the last layer is fresh.
     """
-    last = [layer for layer in model.layers if layer.weights][-1]
+    last = model_files.last_weighted(model)
     (features,) = last._inbound_nodes[0].input_tensors
     if not isinstance(last, layers.Dense):
         raise FineTuningError(f"{model.name} ends in {type(last).__name__}, not in a dense layer: it takes no new head")
@@ -155,10 +155,10 @@ def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model
     if len(features.shape) > 2:
         # What made a row of the old head's outputs stood behind it.
         features = layers.Flatten()(features)
-    head = _blocks.flat_logits if knows_tenths(model) else _blocks.logits
-    grown = keras.Model(model.input, head(features, nb_classes), name=model.name)
-    if knows_tenths(model):
-        model_files.copy_weights(model, grown)
+    if not knows_tenths(model):
+        return keras.Model(model.input, _blocks.logits(features, nb_classes), name=model.name)
+    grown = keras.Model(model.input, _blocks.flat_logits(features, nb_classes), name=model.name)
+    model_files.copy_weights(model, grown)
     return grown
 
 

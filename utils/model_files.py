@@ -139,9 +139,8 @@ def check_fits(model: Any, settings: Settings, new_head: bool) -> None:
             f"use --set {change}, or take another model"
         )
     if not new_head and found.nb_classes != settings.nb_classes:
-        last = [layer for layer in model.layers if layer.weights][-1]
         # Behind a convolution the features still have places, so nothing says what a new head is to read.
-        takes_one = type(last).__name__ == "Dense"
+        takes_one = type(last_weighted(model)).__name__ == "Dense"
         other = "a new head by fine-tune.py --strategy feature_extractor" if takes_one else "take another model"
         raise ModelFileError(
             f"the model {found.name} reads {found.nb_classes} classes but NB_CLASSES = {settings.nb_classes}: "
@@ -164,6 +163,11 @@ def check_teacher(found: Identity, settings: Settings) -> None:
         )
     if found.nb_classes < settings.nb_classes:
         raise ModelFileError(f"the teacher {found.name} reads {found.nb_classes} classes, too few for NB_CLASSES = 100")
+
+
+def last_weighted(model: Any) -> Any:
+    """The last layer that has weights: a network's head."""
+    return [layer for layer in model.layers if layer.weights][-1]
 
 
 def copy_weights(source: Any, model: Any) -> None:

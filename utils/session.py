@@ -164,14 +164,14 @@ def prepare(model_file: Path, plan: Plan, settings: Settings) -> Lesson:
     new_head = plan.strategy == "feature_extractor" and old.output_shape[-1] != settings.nb_classes
     model_files.check_fits(old, settings, new_head)
     recommended = None if new_head else recognizers.recommended_confidence(model_file)
+    fresh = new_head and not fine_tuning.knows_tenths(old)
     if new_head:
-        fresh = not fine_tuning.knows_tenths(old)
         old = fine_tuning.with_new_head(models.as_graph(old, old.name), settings.nb_classes, settings.seed)
     model = models.as_graph(old, old.name)
     free = fine_tuning.freeze(model, plan.strategy)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
     _check_quantizable(model, str(model_file), settings, mode)
-    return Lesson(model_file, None if new_head and fresh else old, model, plan, mode, recommended, free)
+    return Lesson(model_file, None if fresh else old, model, plan, mode, recommended, free)
 
 
 def fine_tune(

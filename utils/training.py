@@ -270,7 +270,7 @@ def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -
     """What the model makes of pixels, with ``DROPOUT`` before its last weights; the model itself stays without."""
     if not settings.dropout:
         return model(pixels)
-    last = [layer for layer in model.layers if layer.weights][-1]
+    last = model_files.last_weighted(model)
     if not isinstance(last, keras.layers.Dense):
         raise TrainingError(f"{model.name} does not end in a dense layer, DROPOUT has no place there: set DROPOUT = 0")
     features = keras.Model(model.inputs, last.input, name="features")(pixels)
