@@ -12,7 +12,7 @@ from utils import console, loader
 from utils import settings as settings_module
 
 FILES = {"best_model.keras": "Keras", "cnn32_float.tflite": "float", "cnn32_quantized.tflite": "int8"}
-SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 20_000}
+SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 50_000, "weight": 0.4}
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
         "`meter_digits`, random pictures held out": ([own], "image"),
         "`meter_digits`, twins held out together (default)": ([own], "cluster"),
         "`meter_digits`, whole meters held out": ([own], "meter"),
-        "20,000 synthetic pictures, not one real": ([SYNTHETIC], "cluster"),
-        "`meter_digits` and 20,000 synthetic pictures": ([own, SYNTHETIC], "cluster"),
+        "synthetic digits (default), not one real": ([SYNTHETIC], "cluster"),
+        "`meter_digits` and synthetic digits": ([own, SYNTHETIC], "cluster"),
     }
     console.set_up()
     settings = settings_module.load(nb_classes=100, test_sources=[held], output_dir=arguments.output)

@@ -151,6 +151,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
         )
     lots = _lots(pool, exact, settings.seed)
     parts = _split(pool, own[~is_new], clusters, drawn, settings, lots)
+    parts = _without_spare(parts, pool, used, lots)
     aside, taught = _keep_aside(pool, own[is_new], clusters, aside_from, lots)
     parts["train"] = np.concatenate([parts["train"], taught])
     marks = twins.marks(itertools.chain(*pool.arrays))
@@ -274,6 +275,16 @@ def _split(
     # By tenths for ten classes, too: digits begun with a network of tenths (START_FROM) hold out the same.
     parts = splitting.assign(by[own], strata, pool.tenths[own], shares, lots[own])
     return {name: own[members] for name, members in parts.items()}
+
+
+def _without_spare(
+    parts: dict[str, np.ndarray], pool: Pool, used: list[DataSource], lots: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Of drawn digits that are more than an epoch learns, no more are measured on than of as many as it does."""
+    weight = np.array([source.weight if source.type == "synthetic" else 1.0 for source in used])
+    # By each one's own lot: with a lower weight some more are left out, but none changes sides.
+    held = {name: part[lots[part] < weight[pool.source_ids[part]] * 2.0**64] for name, part in parts.items()}
+    return {**held, "train": parts["train"]}
 
 
 def _keep_aside(
