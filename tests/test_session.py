@@ -3,11 +3,13 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 import signal
 import threading
 import time
 
 import keras
+import numpy as np
 import pytest
 
 import models
@@ -261,18 +263,33 @@ def cut_power(monkeypatch) -> None:
     monkeypatch.setattr(export, "float_tflite", lambda model: (_ for _ in ()).throw(RuntimeError("power cut")))
 
 
-def test_what_a_run_began_with_had_learnt_is_on_its_record_and_told_where_it_is_measured(
-    tiny, tmp_path, monkeypatch, caplog
+@pytest.mark.parametrize(("split_by", "measured"), [("cluster", 18), ("image", 24)])
+def test_what_a_run_began_with_had_learnt_is_on_its_record_and_not_measured_on(
+    tiny, tmp_path, picture_folder, monkeypatch, split_by, measured
 ):
-    models.get("cnn32").build((32, 20, 1), 10).save(tmp_path / runs.BEST_MODEL_FILE)
-    splits = loader.load(tiny())
-    runs.save_learnt(tmp_path, splits.marks[splits.measured["test"][:3]])
-    monkeypatch.setattr(session, "_fit", lambda *_: (_ for _ in ()).throw(DataError("enough")))
-    (outcome,) = train(tiny(start_from=str(tmp_path)))
-    assert outcome.error == "enough"
+    folder = picture_folder("own", {"a": 120})
+    # Copies: split by image, the model learns those of what is measured on.
+    shutil.copytree(folder / "a", folder / "b")
+    own = {"name": "own", "type": "filename", "path": str(folder)}
+    settings = tiny(data_sources=[own], split_by=split_by, start_from=str(tmp_path / "start"))
+    start = tmp_path / "start" / runs.BEST_MODEL_FILE
+    start.parent.mkdir()
+    models.get("cnn32").build((32, 20, 1), 10).save(start)
+    splits = loader.load(settings)
+    held_out = splits.measured["test"]
+    assert len(held_out) == 24
+    marks = splits.marks[held_out[:3]]
+    runs.save_learnt(start.parent, marks)
+    cut_power(monkeypatch)
+    outcome = session._in_process("cnn32", settings, session.Options())
+    assert "power cut" in outcome.error
+    monkeypatch.undo()
     (run_dir,) = (tmp_path / "exported").iterdir()
-    assert len(runs.learnt(run_dir / runs.BEST_MODEL_FILE)) == len(splits.learnt) + 3
-    assert "3 pictures that are measured on flatter the model: START_FROM has learnt them" in caplog.text
+    assert np.isin(marks, runs.learnt(run_dir / runs.BEST_MODEL_FILE)).all()
+    # The run's own record says what that had learnt.
+    shutil.rmtree(start.parent)
+    outcome = session.resume(run_dir, session.Options())
+    assert outcome.results["files"][runs.BEST_MODEL_FILE]["sets"]["test"]["n"] == measured, outcome.error
 
 
 def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
@@ -330,11 +347,11 @@ def test_resume_leaves_a_run_alone_that_was_finished_meanwhile(tiny, monkeypatch
     (run_dir,) = runs.Path(settings.output_dir).iterdir()
     load, finished = loader.load, []
 
-    def load_slowly(settings):
+    def load_slowly(settings, learnt):
         if not finished:
             finished.append(True)
             finished.append(session.resume(run_dir, session.Options()))
-        return load(settings)
+        return load(settings, learnt=learnt)
 
     monkeypatch.setattr(loader, "load", load_slowly)
     outcome = session.resume(run_dir, session.Options())

@@ -422,7 +422,11 @@ def test_start_from_a_run_of_another_split_says_that_its_pictures_may_be_measure
     model_choice.check_named(tiny(**start, nb_classes=100), "cnn32")
     assert not caplog.records
     model_choice.check_named(tiny(**{**start, "seed": settings.seed + 1}), "cnn32")
-    assert f"START_FROM was trained with SEED = {settings.seed}, not {settings.seed + 1}" in caplog.text
+    model_choice.check_named(tiny(**{**start, "seed": settings.seed + 1, "split_by": "image"}), "cnn32")
+    told = f"START_FROM was trained with SEED = {settings.seed}, not {settings.seed + 1}: "
+    may = "it may have learnt pictures that are measured on here"
+    first, second, _ = [record.getMessage() for record in caplog.records]
+    assert (first, second) == (told + "what it has learnt is not measured on", told + may)
 
 
 def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(tiny, tmp_path, caplog):

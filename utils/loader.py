@@ -122,7 +122,8 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
             and measured on under the name that :func:`aside_of` gives.
         aside_from: see there; 0 where a model is trained anew.
         learnt: marks of what the trained model has learnt already, :attr:`Splits.learnt`: of ``DATA_SOURCES``, neither
-            these pictures nor their twins are measured on; split by image, old ones are measured on with twins.
+            these pictures nor their twins are measured on; split by image, old ones are measured on with twins, and
+            all of them where a model is trained anew.
 
     Raises:
         SourceError: a source is missing, empty or damaged.
@@ -158,7 +159,9 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     careless = settings.split_by == "image"
     # Dealt out one by one, twins of what is measured on were learnt from the first time, too.
     known = _known(marks, learnt, clusters, parts["test"] if careless else [])
-    parts, aside = _without_known(parts, aside, known, clusters)
+    # Trained anew on copies of what is measured on, a run's own record would change the split when it is resumed.
+    if aside_from or not careless:
+        parts, aside = _without_known(parts, aside, known, clusters)
     if flattering := int(known[held].sum()):
         log.warning("%d pictures of TEST_SOURCES flatter the model: it has learnt them or their twins", flattering)
     kept = np.concatenate([held, *aside.values()])

@@ -125,7 +125,7 @@ def teachers(settings: Settings) -> list[Path]:
 def check_named(settings: Settings, *architectures: str, searching: bool = False) -> None:
     """Sees that the models which ``TEACHERS`` and ``START_FROM`` name are there and fit, before the long part begins.
 
-    Warns of a ``START_FROM`` that may have learnt from what will be measured on.
+    Warns of a ``START_FROM`` that has learnt, or may have, from what the split holds out.
 
     Args:
         settings: name them.
@@ -145,14 +145,20 @@ def check_named(settings: Settings, *architectures: str, searching: bool = False
         found = _loaded(file, settings)
         for name in architectures:
             model_files.copy_weights(found, models.get(name).build(settings.input_shape, settings.nb_classes))
-    of_run = trained_with(file) if file else {}
-    # Pixels draw the lots.
-    for name in (*OF_SPLIT, "input_height", "input_width"):
-        if of_run.get(name, given := getattr(settings, name)) != given:
-            log.warning(
-                "START_FROM was trained with %s = %r, not %r: it may have learnt pictures that are measured on here",
-                *(name.upper(), of_run[name], given),
-            )
+        _warn_of_other_split(file, settings)
+
+
+def _warn_of_other_split(start: Path, settings: Settings) -> None:
+    of_run, sides = trained_with(start), {"input_height", "input_width"}
+    differing = [
+        name for name in (*OF_SPLIT, *sorted(sides)) if of_run.get(name, one := getattr(settings, name)) != one
+    ]
+    # The loader knows pictures by their pixels, and split by image it measures on them all the same.
+    known = start.with_name(runs.LEARNT_FILE).exists() and settings.split_by != "image" and not sides & {*differing}
+    then = "what it has learnt is not measured on" if known else "it may have learnt pictures that are measured on here"
+    for name in differing:
+        told = "START_FROM was trained with %s = %r, not %r: %s"
+        log.warning(told, name.upper(), of_run[name], getattr(settings, name), then)
 
 
 def _loaded(file: Path, settings: Settings) -> Any:

@@ -244,8 +244,7 @@ def save_learnt(run_dir: Path, marks: np.ndarray, model_file: Path | None = None
         marks: of :attr:`loader.Splits.learnt`, ``(N,)`` uint64.
         model_file: what the training began with, if not with fresh weights.
     """
-    if model_file:
-        marks = np.union1d(marks, learnt(model_file))
+    marks = np.union1d(marks, learnt(model_file))
 
     def fill(partial: Path) -> None:
         with partial.open("wb") as file:
@@ -254,12 +253,14 @@ def save_learnt(run_dir: Path, marks: np.ndarray, model_file: Path | None = None
     write(run_dir / LEARNT_FILE, fill)
 
 
-def learnt(model_file: Path) -> np.ndarray:
-    """Marks of the pictures that a run's model has learnt, ``(N,)`` uint64; none if that isn't on record.
+def learnt(model_file: Path | None) -> np.ndarray:
+    """Marks of the pictures that a run's model has learnt, ``(N,)`` uint64; none if that isn't on record, or no model.
 
     Raises:
         RunError: the record is damaged.
     """
+    if model_file is None:
+        return np.empty(0, np.uint64)
     path = model_file.with_name(LEARNT_FILE)
     try:
         marks = np.load(path, allow_pickle=False)

@@ -142,7 +142,8 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     settings = started.settings
     devices.check(settings)
     try:
-        splits = loader.load(settings)
+        # What the run began with may be gone; its own record has what that had learnt.
+        splits = loader.load(settings, learnt=runs.learnt(run_dir / runs.BEST_MODEL_FILE))
     except SourceError as error:
         where = "this run's own settings name it; relative paths are taken from the folder it was started in"
         raise loader.DataError(f"{error} ({where}: start --resume there)") from error
@@ -302,7 +303,8 @@ def _to_flash(results: dict) -> list[str]:
 
 def _in_process(name: str, settings: Settings, options: Options) -> Outcome:
     console.set_up(options.debug)
-    return _attempt(name, settings, options, loader.load(settings))
+    splits = loader.load(settings, learnt=runs.learnt(model_choice.start(settings)))
+    return _attempt(name, settings, options, splits)
 
 
 def _attempt(name: str, settings: Settings, options: Options, splits: Splits, run_dir: Path | None = None) -> Outcome:
@@ -336,7 +338,7 @@ def _run(
         run_dir = runs.create(architecture.name, settings, mode.label)
         runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
         # What the run begins with may be gone when it is resumed.
-        _save_learnt(run_dir, splits, model_choice.start(settings, architecture.name))
+        runs.save_learnt(run_dir, splits.learnt, model_choice.start(settings, architecture.name))
     with runs.hold(run_dir):
         # Another process may have finished it while this one read pictures.
         runs.check_unfinished(run_dir)
@@ -354,13 +356,6 @@ def _run(
         runs.clean_up(run_dir, options.keep_checkpoints)
         report_page.write(run_dir)
     return Outcome(architecture.name, run_dir, results)
-
-
-def _save_learnt(run_dir: Path, splits: Splits, start: Path | None) -> None:
-    measured = splits.marks[np.concatenate(list(splits.measured.values()))]
-    if start and (flattering := np.isin(measured, runs.learnt(start)).sum()):
-        log.warning("%d pictures that are measured on flatter the model: START_FROM has learnt them", flattering)
-    runs.save_learnt(run_dir, splits.learnt, start)
 
 
 def _check(model: keras.Model, name: str, settings: Settings, mode: QuantizationMode) -> None:
