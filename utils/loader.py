@@ -98,7 +98,10 @@ class Splits:
 
     @property
     def learnt(self) -> np.ndarray:
-        """Marks of what a model learns of this; pictures that choose its best epoch count, too."""
+        """Marks of what a model learns of this; pictures that choose its best epoch count, too.
+
+        Of old pictures a fine-tuning replays but some, and counts all: the model it begins with has learnt them.
+        """
         taught = [members for members, count in self.turns if count]
         return np.unique(self.marks[np.concatenate([*taught, self.validation])])
 
