@@ -430,3 +430,6 @@ def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
     assert len(splits.measured["own (kept aside)"]) == 36
     session._warn_of_learnt(model, Plan(new=("own",)), again, splits)
     assert ('may have learnt what is kept aside, so "own (kept aside)" looks better' in caplog.text) == said
+    assert "is in no run's folder" not in caplog.text
+    session._warn_of_learnt(tmp_path / "own" / "copied.keras", Plan(new=("own",)), again, splits)
+    assert "copied.keras is in no run's folder: what it has learnt is not on record" in caplog.text

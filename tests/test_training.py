@@ -429,6 +429,16 @@ def test_start_from_a_run_of_another_split_says_that_its_pictures_may_be_measure
     assert (first, second) == (told + "what it has learnt is not measured on", told + may)
 
 
+def test_start_from_a_file_that_was_copied_out_of_its_run_says_that_nothing_tells_what_it_has_learnt(
+    tiny, tmp_path, caplog
+):
+    copied = tmp_path / "mine.keras"
+    models.get("digit_recognizer_v4").build((32, 20, 1), 10).save(copied)
+    model_choice.check_named(tiny(start_from=str(copied)), "digit_recognizer_v4")
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{copied} is in no run's folder: what it has learnt is not on record")
+
+
 def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(tiny, tmp_path, caplog):
     models.get("digit_recognizer_v4").build((48, 20, 1), 10).save(tmp_path / runs.BEST_MODEL_FILE)
     runs.save_settings(tmp_path, tiny(input_height=48), "digit_recognizer_v4", "")

@@ -145,7 +145,15 @@ def check_named(settings: Settings, *architectures: str, searching: bool = False
         found = _loaded(file, settings)
         for name in architectures:
             model_files.copy_weights(found, models.get(name).build(settings.input_shape, settings.nb_classes))
+        warn_if_unrecorded(file)
         _warn_of_other_split(file, settings)
+
+
+def warn_if_unrecorded(file: Path) -> None:
+    """Says so where nothing tells what a model has learnt, as of a file that was copied out of its run's folder."""
+    if not any(file.with_name(name).exists() for name in (runs.LEARNT_FILE, runs.SETTINGS_FILE)):
+        told = "%s is in no run's folder: what it has learnt is not on record, and pictures of that flatter the model"
+        log.warning(told + " where they are measured on; name its run's folder, if there is one", file)
 
 
 def _warn_of_other_split(start: Path, settings: Settings) -> None:

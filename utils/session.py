@@ -238,7 +238,8 @@ def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
 
 
 def _warn_of_learnt(model_file: Path, plan: Plan, settings: Settings, splits: Splits) -> None:
-    """Says of which new pictures some that are kept aside were learnt by the model itself."""
+    """Says of which new pictures some that are kept aside were learnt by the model itself, or that nothing tells."""
+    model_choice.warn_if_unrecorded(model_file)
     learnt = model_choice.learnt_folders(model_file)
     for source in settings.data_sources:
         kept_aside = loader.aside_of(source["name"])
