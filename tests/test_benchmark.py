@@ -257,3 +257,13 @@ def test_labels_without_tenths(tmp_path, caplog):
     assert not benchmark_pictures.load([str(tmp_path)]).has_tenths
     assert "models are compared by digit" in caplog.text
     assert comparison.common_metric([{"within_0.1": 1.0}], False) == "digit"
+
+
+def test_a_source_without_tenths_beside_one_with_tenths_is_named(meters, tmp_path, caplog):
+    benchmark_pictures.load([str(meters), "synthetic"])
+    assert not caplog.messages
+    digits = tmp_path / "kitchen"
+    digits.mkdir()
+    cv2.imwrite(str(digits / "3_a.png"), np.zeros((32, 20, 3), np.uint8))
+    assert benchmark_pictures.load([str(meters), str(digits)]).has_tenths
+    assert [text for text in caplog.messages if text.startswith("no label of kitchen has a tenth but .0")]

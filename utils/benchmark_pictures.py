@@ -79,8 +79,16 @@ def load(declared: Sequence[str]) -> Pictures:
     copies = twins.exact_groups(itertools.chain(*(part.images for part in read)))
     _, different = np.unique(np.stack([copies, tenths]), axis=1, return_index=True)
     found = Pictures(parsed, tenths, meters, tuple(names), counted, different)
+    digits_only = [part.name for part in read if not (part.tenths % 10).any()]
     if not found.has_tenths:
         log.warning("no label has a tenth but .0: models are compared by digit, and 3 counts as 3.0 otherwise")
+    elif digits_only:
+        # Beside labels with tenths a rolling wheel's "3" makes every model of tenths look bad, and it can't be seen.
+        log.warning(
+            "no label of %s has a tenth but .0, and 3 counts as 3.0: if wheels roll there, look at the digits alone, "
+            "or measure these pictures by themselves",
+            ", ".join(digits_only),
+        )
     return found
 
 
