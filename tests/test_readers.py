@@ -240,6 +240,7 @@ def test_many_problems_show_the_first_three_and_what_to_do(folder):
     assert str(error.value).count("bad label") == 3
     assert "The label stands in front of a picture's name (3.4_a.jpg), where predict.py with" in str(error.value)
     assert "or is its folder's name (3.4/a.jpg) if no picture lies elsewhere" in str(error.value)
+    assert "or stands in the folder's labels.txt with a line for each picture: name, tab, label" in str(error.value)
     assert 'Correct or remove them, or mend its "path" in DATA_SOURCES in parameters.py' in str(error.value)
 
 

@@ -148,7 +148,9 @@ def _judge(source: DataSource, problems: list[Problem], total: int) -> None:
         if source.type == "filename" and all(problem.reason == BAD_LABEL for problem in problems):
             hint = (
                 "The label stands in front of a picture's name (3.4_a.jpg), where predict.py with --threshold 1 --save "
-                "FOLDER puts what a model reads, or is its folder's name (3.4/a.jpg) if no picture lies elsewhere. "
+                "FOLDER puts what a model reads, or is its folder's name (3.4/a.jpg) if no picture lies elsewhere, or "
+                f"stands in the folder's {labels.LABEL_FILE} with a line for each picture: name, tab, label (its type "
+                'in DATA_SOURCES is "label_file"). '
             )
         raise _error(source, f"{share}: {examples}. {hint}Correct or remove them, or {_mend(source)}")
 
