@@ -208,6 +208,10 @@ def test_weights_that_are_no_use(file):
     config["config"]["layers"][-1]["config"]["activation"] = "exponential"
     spoilt = archive(file, config=config, weights=at(BIAS, 1e30))
     refused(spoilt, "no finite logits for a black picture", model_files.load)
+    # A black picture's sums are negative, which ReLU takes for 0.
+    config["config"]["layers"][-1]["config"]["activation"] = "relu"
+    spoilt = archive(file, config=config, weights=weights(lambda h5: h5[KERNEL].write_direct(np.full((640, 10), 1e38))))
+    refused(spoilt, "no finite logits for a white picture", model_files.load)
 
 
 @pytest.mark.parametrize(("gone", "left"), [("layers", "0"), (BIAS, "6,400")])

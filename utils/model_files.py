@@ -331,7 +331,9 @@ def _check_values(path: Path, model: Any, keras: Any) -> None:
             f"{path}: {len(bad)} of the model's weights are not finite ({printable(bad[0], 60)}); "
             "take another file or train it anew"
         )
-    # Finite weights still make no finite logits where a variance is negative.
-    logits = model(np.zeros((1, *model.input_shape[1:]), np.float32), training=False)
-    if not np.isfinite(keras.ops.convert_to_numpy(logits)).all():
-        raise ModelFileError(f"{path}: the model gives no finite logits for a black picture; train it anew")
+    # Finite weights still make no finite logits where a variance is negative, or where their sums are too large: the
+    # first sums of a black picture are mostly those of a white one with the other sign, which ReLU takes for 0.
+    for pixel, colour in ((0, "black"), (255, "white")):
+        logits = model(np.full((1, *model.input_shape[1:]), pixel, np.float32), training=False)
+        if not np.isfinite(keras.ops.convert_to_numpy(logits)).all():
+            raise ModelFileError(f"{path}: the model gives no finite logits for a {colour} picture; train it anew")
