@@ -1,11 +1,12 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
 
 import models
-from utils import deployment, espdl, export, gate, loader, manifest, micro, session, targets
+from utils import deployment, espdl, evaluation, export, gate, loader, manifest, micro, quantization, session, targets
 from utils import settings as settings_module
 from utils.espdl_file import EspdlError
 
@@ -117,7 +118,9 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
     for name in ("fold", "taken_out"):
         act = getattr(deployment.temperature, name)
         monkeypatch.setattr(
-            deployment.temperature, name, lambda *given, act=act, name=name: calls.append(name) or act(*given)
+            deployment.temperature,
+            name,
+            lambda *given, act=act, name=name, **by: calls.append(name) or act(*given, **by),
         )
     source = {"name": "s", "type": "synthetic", "count": 2000}
     learnt = {"data_sources": [source], "epochs": 3, "learning_rate": 0.003, "augment": False}
@@ -133,6 +136,21 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
     assert lesser not in session.summary([outcome]).split("the file for")[1]
     assert ("that stays" in caplog.text) == (better == "ptq")
     assert f"{lesser} reads only " in caplog.text
+
+
+def test_quantisation_aware_training_leaves_it_as_sure_as_the_model(trained_run, monkeypatch):
+    outcome, settings, splits = trained_run
+    model = keras.models.load_model(outcome.run_dir / "best_model.keras", compile=False, safe_mode=True)
+    # As of an old model that was made to say how sure it is on other pictures.
+    model.layers[-1].set_weights([2 * weight for weight in model.layers[-1].get_weights()])
+    monkeypatch.setattr(deployment.training, "fit_quantized", lambda *_: None)
+    settings = dataclasses.replace(settings, use_qat=True)
+    files = deployment.make(model, splits, settings, quantization.resolve(settings, model.name, True))
+    (after,) = [file for file in files if file.kind == "qat"]
+    images = splits.pool.images(splits.validation)
+    expected, logits = evaluation.keras_logits(model, images), evaluation.tflite_logits(after.content, images)
+    # 0.80, as rounding costs some readings; asked of the validation pictures it was 0.40.
+    assert (logits * expected).sum() / (expected**2).sum() == pytest.approx(0.8, abs=0.2)
 
 
 def test_of_equal_states_that_before_the_training_stays_and_a_refused_one_is_not_compared(trained_run):

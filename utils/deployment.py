@@ -79,7 +79,8 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
         log.info("training %s on with fake quantisation", model.name)
         trained = fake_quant.quantize(temperature.taken_out(model, splits, settings), calibration)
         training.fit_quantized(trained, splits, settings)
-        temperature.fold(trained, splits, settings)
+        # Not asked anew of the validation pictures: those of a fine-tuned model may be drawn ones alone.
+        temperature.fold(trained, splits, settings, like=model)
         before, after = first, _for_device(trained, plain, "qat", samples, settings)
         first, lesser = _ranked(before, after, splits)
         if first is after:
