@@ -297,6 +297,10 @@ def test_dropout_wants_a_dense_layer_at_the_end(tiny):
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(10, 3)(image)), name="odd")
     with pytest.raises(training.TrainingError, match=r"odd does not end in a dense layer.*set DROPOUT = 0"):
         training._trainer(model, loader.load(tiny()), tiny(dropout=0.1))
+    flat = keras.layers.Flatten()(image)
+    heads = keras.layers.Add()([keras.layers.Dense(10)(flat), keras.layers.Dense(10)(keras.layers.ReLU()(flat))])
+    with pytest.raises(training.TrainingError, match=r"two has other ways to its outputs.*set DROPOUT = 0"):
+        training._logits(keras.Model(image, heads, name="two"), image, tiny(dropout=0.1))
 
 
 def test_batches_hold_every_picture_once_an_epoch_in_new_order(tiny):

@@ -274,7 +274,13 @@ def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -
     if not isinstance(last, keras.layers.Dense):
         raise TrainingError(f"{model.name} does not end in a dense layer, DROPOUT has no place there: set DROPOUT = 0")
     features = keras.Model(model.inputs, last.input, name="features")(pixels)
-    head = keras.Model(last.input, model.output, name="head")
+    try:
+        head = keras.Model(last.input, model.output, name="head")
+    except ValueError as error:
+        raise TrainingError(
+            f"{model.name} has other ways to its outputs than through its last dense layer, as where two are summed: "
+            "DROPOUT has no place there, set DROPOUT = 0"
+        ) from error
     return head(keras.layers.Dropout(settings.dropout, seed=settings.seed)(features))
 
 
