@@ -1,6 +1,8 @@
+import inspect
 import io
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -296,6 +298,22 @@ def test_a_link_to_itself_is_reported_and_no_more(tmp_path):
     found = {file.name: file.size for file in pictures.walk(str(tmp_path))}
     assert list(found) == ["a.png", "loop.png"]
     assert found["a.png"] > 0 > found["loop.png"]
+
+
+def test_folders_may_nest_deeper_than_functions(tmp_path):
+    deep = "d/" * 200
+    paths = [tmp_path / name for name in (f"{deep}1_a.jpg", "d/2_a.jpg", "0_a.jpg", "e_3.jpg")]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        path.touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        names = [file.name for file in pictures.walk(str(tmp_path))]
+    finally:
+        sys.setrecursionlimit(limit)
+    # As a person would go through them: folders where their names stand.
+    assert names == ["0_a.jpg", "d/2_a.jpg", f"{deep}1_a.jpg", "e_3.jpg"]
 
 
 def test_a_pipe_is_no_picture(tmp_path):

@@ -65,7 +65,21 @@ def walk(root: str) -> Iterator[File]:
     Raises:
         OSError: a folder can't be listed.
     """
-    return _scan(root, "", set())
+    seen: set[tuple[int, int]] = set()
+    # A list of what is still to come, the next one last: folders nest deeper than Python calls functions.
+    coming = _listed(root, "", seen)
+    while coming:
+        name, item = coming.pop()
+        if _is_folder(item):
+            coming += _listed(root, f"{name}/", seen)
+        elif name.lower().endswith((*EXTENSIONS, *NOT_READ)) and (item.is_symlink() or item.is_file()):
+            try:
+                status = item.stat()
+            except OSError:
+                # A link to nowhere: decoding it will fail and be reported.
+                yield File(name, -1, (0, 0))
+            else:
+                yield File.of(name, status)
 
 
 def without_time(root: str, folder: str) -> str:
@@ -76,25 +90,15 @@ def without_time(root: str, folder: str) -> str:
     return _TIME.sub("", f"{root}/{folder}")[len(root) + 1 :]
 
 
-def _scan(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[File]:
+def _listed(root: str, below: str, seen: set[tuple[int, int]]) -> list[tuple[str, os.DirEntry]]:
+    """Names below ``root`` and entries of a folder that wasn't seen yet, the last one first."""
     status = os.stat(os.path.join(root, below))
     if (status.st_dev, status.st_ino) in seen:
-        return
+        return []
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(os.path.join(root, below)) as found:
         visible = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
-    for item in visible:
-        name = below + item.name
-        if _is_folder(item):
-            yield from _scan(root, f"{name}/", seen)
-        elif name.lower().endswith((*EXTENSIONS, *NOT_READ)) and (item.is_symlink() or item.is_file()):
-            try:
-                status = item.stat()
-            except OSError:
-                # A link to nowhere: decoding it will fail and be reported.
-                yield File(name, -1, (0, 0))
-            else:
-                yield File.of(name, status)
+    return [(below + item.name, item) for item in reversed(visible)]
 
 
 def _is_folder(item: os.DirEntry) -> bool:
