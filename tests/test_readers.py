@@ -132,6 +132,21 @@ def test_pictures_that_a_label_file_does_not_list_are_counted(folder, caplog):
         read_lines(folder, "# nothing yet\n")
 
 
+def test_a_picture_whose_name_begins_a_comment_can_be_listed(folder, caplog):
+    for name in ("a.png", "images/#1.png", "#2/b.png"):
+        put(folder / name)
+    assert read_lines(folder, "a.png 3.4\n#1.png 1.0\n#2/b.png 2.0\n").files == ("a.png",)
+    assert "first: #2/b.png; to read them, add lines (./ in front of a name keeps its #" in caplog.text
+    caplog.clear()
+    listed = read_lines(folder, "a.png 3.4\n./#1.png 1.0\n./#2/b.png 2.0\n")
+    assert dict(zip(listed.files, listed.tenths.tolist(), strict=True)) == {
+        "a.png": 34,
+        "images/#1.png": 10,
+        "#2/b.png": 20,
+    }
+    assert "not listed" not in caplog.text
+
+
 def test_label_file_of_another_name_in_a_folder(folder):
     put(folder / "2024/a.png")
     (folder / "2024/train.csv").write_text("a.png 3.4\n")

@@ -248,9 +248,11 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
 
 def _warn_of_unlisted(source: DataSource, files: list[str]) -> None:
     if files:
+        commented = any("/#" in f"/{file}" for file in files)
         log.warning(
-            "data source '%s': %d pictures are not listed in %s and are left out, first: %s; to read them, add lines",
+            "data source '%s': %d pictures are not listed in %s and are left out, first: %s; to read them, add lines%s",
             *(source.name, len(files), source.labels, files[0]),
+            " (./ in front of a name keeps its # from beginning a comment)" if commented else "",
         )
 
 
