@@ -250,6 +250,8 @@ def test_sources(meters, tmp_path):
     assert pictures.rgb(28, 28).shape == (2100, 28, 28, 3)
     with pytest.raises(SourceError, match="not found"):
         benchmark_pictures.load([str(tmp_path / "gone")])
+    with pytest.raises(SourceError, match=r"first lies in .*: its pictures would count twice"):
+        benchmark_pictures.load([str(meters), str(meters / "first"), "synthetic"])
 
 
 def test_labels_without_tenths(tmp_path, caplog):

@@ -244,6 +244,19 @@ def test_a_damaged_picture_is_not_shown_to_the_model(folder):
     assert findings(inspection.inspect([folder], reader(10, 1))) == {"unreadable": ["5.0_broken.png"]}
 
 
+def test_a_folder_in_another_one_is_not_counted_twice(folder, tmp_path):
+    draw(folder, "3.4_x.png", 0)
+    draw(folder, "b/3.5_y.png", 1)
+    (tmp_path / "link").symlink_to(folder / "b")
+    for inner in (folder / "b", tmp_path / "link"):
+        with pytest.raises(SourceError, match=rf"folder {inner} lies in {folder}: its pictures would count twice"):
+            inspection.inspect([inner, folder])
+    # The same one twice is one, and a name that only begins alike is another one.
+    draw(tmp_path, f"{folder.name}_2/3.6_z.png", 2)
+    both = inspection.inspect([folder, folder, tmp_path / f"{folder.name}_2"])
+    assert inspection.picture_count(both.found) == 3
+
+
 def test_folders_that_are_none(folder, tmp_path):
     with pytest.raises(SourceError, match="not found"):
         inspection.inspect([tmp_path / "gone"])

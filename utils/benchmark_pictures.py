@@ -61,8 +61,9 @@ def load(declared: Sequence[str]) -> Pictures:
     """Reads the sources: folders with labelled pictures, each taken for what it looks like, or ``synthetic``.
 
     Raises:
-        SourceError: a folder is missing, empty or damaged.
+        SourceError: a folder is missing, empty or damaged, or lies in another.
     """
+    sources.check_apart([Path(text) for text in declared if text != SYNTHETIC])
     entries: list[dict[str, Any]] = []
     for text in declared:
         if text != SYNTHETIC:

@@ -73,9 +73,11 @@ def inspect(folders: Sequence[Path], model: Recognizer | None = None) -> Inspect
     """Looks at everything in the folders, each taken for what it looks like (see ``sources.declare``).
 
     Raises:
-        SourceError: no such folder, no picture in it, or a label file that can't be read or leads out of it.
+        SourceError: no such folder, no picture in it, one that lies in another, or a label file that can't be read or
+            leads out of its folder.
         RecognizerError: the model doesn't run.
     """
+    sources.check_apart(folders)
     declared: list[dict] = []
     for folder in folders:
         declared, _ = sources.with_source(declared, folder, 1.0)

@@ -150,6 +150,18 @@ def declare(folder: Path, weight: float) -> dict[str, Any]:
     return {"name": folder.resolve().name or "new", "type": kind, "path": str(folder), "weight": weight}
 
 
+def check_apart(folders: Sequence[Path]) -> None:
+    """Sees that no picture is counted twice, in one folder and in another one that this lies in.
+
+    Raises:
+        SourceError: one lies in another.
+    """
+    for inner, outer in itertools.permutations(folders, 2):
+        places = os.path.realpath(inner), os.path.realpath(outer)
+        if places[0] != places[1] and os.path.commonpath(places) == places[1]:
+            raise SourceError(f"folder {inner} lies in {outer}: its pictures would count twice; give one of the two")
+
+
 def weight(text: str) -> float:
     """An argument's value that a new source may have as its weight."""
     value = float(text)
