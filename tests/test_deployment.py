@@ -100,7 +100,7 @@ def test_golden_pictures_prove_the_files(everywhere):
 
 @pytest.mark.parametrize("better", ["ptq", "qat"])
 def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monkeypatch, better, caplog):
-    trained, for_chips = [], []
+    trained, for_chips, made = [], [], []
 
     def spoil(quantized):
         weights = quantized.get_layer("logits").get_weights()
@@ -111,9 +111,15 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
         quantize = deployment.fake_quant.quantize
         monkeypatch.setattr(deployment.fake_quant, "quantize", lambda *given: spoil(quantize(*given)))
     monkeypatch.setattr(deployment.training, "fit_quantized", lambda quantized, *_: trained.append(spoil(quantized)))
-    monkeypatch.setattr(
-        deployment.espdl_deployment, "make", lambda model, quantized, *_: for_chips.append(quantized) or ()
-    )
+    refused = gate.Verdict("esp32s3", False, ("no such operator",), (), None, "not converted")
+
+    def make_espdl(model, quantized, *_):
+        for_chips.append(quantized)
+        yield "cnn32_esp32s3.espdl", None, refused
+
+    facts = deployment.facts
+    monkeypatch.setattr(deployment.espdl_deployment, "make", make_espdl)
+    monkeypatch.setattr(deployment, "facts", lambda files: made.extend(files) or facts(files))
     calls = []
     for name in ("fold", "taken_out"):
         act = getattr(deployment.temperature, name)
@@ -129,6 +135,7 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
     # Trained on at the size of logits that training asks for, then made to say how sure it is once more.
     assert calls == ["fold", "taken_out", "fold"]
     assert (for_chips[0] is trained[0]) == (better == "qat")
+    assert [file.kind for file in made if file.verdict == refused] == [better]
     lesser = f"cnn32_{'qat' if better == 'ptq' else 'ptq'}.tflite"
     score = {name: entry["sets"]["test"]["accuracy"] for name, entry in outcome.results["files"].items()}
     assert score["cnn32_quantized.tflite"] == score["cnn32_esphome.tflite"] > score[lesser] + 0.1

@@ -36,7 +36,7 @@ ENOUGH_TO_CALIBRATE = 100  # pictures; with ten a trial lost half a point, with 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceFile:
-    """One TFLite or ESP-DL file; ``kind`` is float, ptq, qat or espdl.
+    """One TFLite or ESP-DL file; ``kind`` is float, ptq or qat, of an ESP-DL file that of the weights it is made from.
 
     ``verdict`` is its device's, None if no device asked for it; ``companion`` names the text that goes with it, if any;
     ``espdl`` is what belongs to an ESP-DL file.
@@ -95,7 +95,7 @@ def make(model: keras.Model, splits: Splits, settings: Settings, mode: Quantizat
     if mode.espdl:
         for name, made, verdict in espdl_deployment.make(model, quantized, splits, settings):
             _log(verdict, name)
-            files.append(DeviceFile(name, made.release if made else b"", "espdl", verdict, espdl=made))
+            files.append(DeviceFile(name, made.release if made else b"", first.kind, verdict, espdl=made))
     return files
 
 
@@ -209,12 +209,12 @@ def write_papers(
     entries = []
     for file in files:
         # With USE_QAT, the file that devices get may be the one from before that training.
-        of_file = file.kind.upper() if file.kind in ("ptq", "qat") else mode
+        of_file = mode if file.kind == "float" else file.kind.upper()
         origin = manifest.Training(splits.fingerprint, settings_hash, of_file)
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
         described = file.name, file.content, settings.nb_classes
         entries.append(manifest.file_entry(*described, file.verdict, entry_scores, origin, threshold))
-        if file.kind == "espdl":
+        if file.espdl:
             espdl_deployment.write(run_dir, file.verdict.target, file.name, file.espdl, splits, threshold)
         elif file.kind != "float":
             _write_golden(run_dir, file, splits)

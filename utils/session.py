@@ -493,8 +493,8 @@ def _quantizable(name: str) -> bool:
 
 
 def _recommended(files: list[deployment.DeviceFile]) -> deployment.DeviceFile | None:
-    """The quantised file of a device, where none has one the plain one; else the float one, else None."""
-    quantised = [file for file in files if file.kind in ("ptq", "qat")]
+    """The quantised TFLite file of a device, where none has one the plain one; else the float one, else None."""
+    quantised = [file for file in files if file.kind != "float" and not file.espdl]
     return min(quantised or files[:1], key=lambda file: file.verdict is None, default=None)
 
 
