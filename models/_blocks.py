@@ -1,5 +1,7 @@
 """Layers that several architectures share. ``keras`` only, so that every Keras backend can train them."""
 
+from collections.abc import Callable
+
 import keras
 from keras import layers
 
@@ -34,11 +36,13 @@ def depthwise_bn_relu(x: keras.KerasTensor) -> keras.KerasTensor:
     return layers.ReLU()(layers.BatchNormalization()(x))
 
 
-def plain_stages(x: keras.KerasTensor, stages: tuple[tuple[int, ...], ...]) -> keras.KerasTensor:
-    """3x3 convolutions of the given filters, each stage ending in 2x2 max-pooling (Simonyan and Zisserman 2014)."""
-    for stage in stages:
-        for filters in stage:
-            x = conv_bn_relu(x, filters)
+def stages(
+    x: keras.KerasTensor, filters: tuple[tuple[int, ...], ...], block: Callable = conv_bn_relu
+) -> keras.KerasTensor:
+    """Blocks of the given filters, each stage ending in 2x2 max-pooling (Simonyan and Zisserman 2014)."""
+    for stage in filters:
+        for width in stage:
+            x = block(x, width)
         x = layers.MaxPooling2D()(x)
     return x
 
@@ -55,12 +59,12 @@ def separable(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
     return conv_bn_relu(depthwise_bn_relu(x), filters, 1)
 
 
-def inverted_residual(x: keras.KerasTensor, filters: int, expansion: int) -> keras.KerasTensor:
-    """Widened by a 1x1 convolution, depthwise 3x3, narrowed without ReLU (Sandler et al. 2018, MobileNetV2).
+def inverted_residual(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+    """Widened twofold by a 1x1 convolution, depthwise 3x3, narrowed without ReLU (Sandler et al. 2018, MobileNetV2).
 
     The shortcut joins the narrow ends; there is none where the width changes.
     """
-    wide = depthwise_bn_relu(conv_bn_relu(x, expansion * x.shape[-1], 1))
+    wide = depthwise_bn_relu(conv_bn_relu(x, 2 * x.shape[-1], 1))
     narrow = conv_bn(wide, filters, 1)
     return layers.Add()([x, narrow]) if x.shape[-1] == filters else narrow
 

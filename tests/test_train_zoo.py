@@ -11,7 +11,7 @@ from utils import evaluation, labels
 
 def plain(stages: tuple[tuple[int, ...], ...]) -> keras.Model:
     image, x = _blocks.image_input((32, 20, 3))
-    return keras.Model(image, _blocks.flat_logits(_blocks.plain_stages(x, stages), 100))
+    return keras.Model(image, _blocks.flat_logits(_blocks.stages(x, stages), 100))
 
 
 def test_the_label_counts_more_where_the_teacher_misreads_a_drawn_picture():
