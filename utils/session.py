@@ -167,7 +167,7 @@ def prepare(model_file: Path, plan: Plan, settings: Settings) -> Lesson:
     recommended = None if new_head else recognizers.recommended_confidence(model_file)
     fresh = new_head and not fine_tuning.knows_tenths(old)
     if new_head:
-        old = fine_tuning.with_new_head(models.as_graph(old, old.name), settings.nb_classes, settings.seed)
+        old = fine_tuning.with_new_head(old, settings.nb_classes, settings.seed)
     model = models.as_graph(old, old.name)
     free = fine_tuning.freeze(model, plan.strategy)
     mode = quantization.resolve(settings, model.name, _quantizable(model.name))
