@@ -38,8 +38,7 @@ def make(content: bytes, images: np.ndarray) -> Golden:
 
 def write_npz(path: Path, value: Golden) -> None:
     """Writes ``inputs``, ``outputs`` and ``made_with`` as a NumPy archive, to be used through ``runs.write``."""
-    with open(path, "wb") as file:
-        np.savez_compressed(file, inputs=value.inputs, outputs=value.outputs, made_with=value.made_with)
+    np.savez_compressed(path, inputs=value.inputs, outputs=value.outputs, made_with=value.made_with)
 
 
 def header(name: str, value: Golden) -> str:

@@ -245,12 +245,7 @@ def save_learnt(run_dir: Path, marks: np.ndarray, model_file: Path | None = None
         model_file: what the training began with, if not with fresh weights.
     """
     marks = np.union1d(marks, learnt(model_file))
-
-    def fill(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.save(file, marks)
-
-    write(run_dir / LEARNT_FILE, fill)
+    write(run_dir / LEARNT_FILE, lambda partial: np.save(partial, marks))
 
 
 def learnt(model_file: Path | None) -> np.ndarray:
