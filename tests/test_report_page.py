@@ -231,7 +231,7 @@ def test_page_in_the_browser(run, browser):
 @pytest.mark.slow
 def test_cells_without_a_value_are_sorted_to_the_end(browser, tmp_path):
     rows = [["a", 2], ["b", None], ["c", 10], ["d", None], ["e", 0.5]]
-    head = markup.HEAD.format(policy=markup.policy(markup.SORT_SCRIPT), title="t", style="")
+    head = markup.head("t", "", markup.SORT_SCRIPT)
     table = markup.table("", ["name", "value"], rows)
     (tmp_path / "t.html").write_text(f"{head}{table}<script>{markup.SORT_SCRIPT}</script></body></html>")
     browser.open(tmp_path / "t.html")

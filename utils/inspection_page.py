@@ -16,7 +16,7 @@ def page(title: str, inspected: Inspection) -> str:
     sources, count = inspection.by_source(inspected.found), inspection.picture_count(inspected.found)
     return "\n".join(
         [
-            markup.HEAD.format(policy=markup.policy(), title=markup.escaped(title), style=_STYLE),
+            markup.head(title, _STYLE),
             f"<header><h1>{markup.escaped(title)}</h1>",
             f"<p>{markup.count(count, 'picture')} in {markup.count(len(sources), 'folder')}</p>",
             f"<ul class='kinds'>{''.join(_link(kind, len(part)) for kind, part in chosen.items())}</ul></header><main>",

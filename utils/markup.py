@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-HEAD = """<!DOCTYPE html>
+_HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline';{allowed} base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><link rel="icon" href="data:,">
 <style>{style}</style></head><body>"""
@@ -80,11 +81,11 @@ for (const table of document.querySelectorAll("table")) {
 """
 
 
-def policy(script: str = "") -> str:
-    """The Content-Security-Policy of a page: no connection to anywhere, pictures within the page, this script alone."""
+def head(title: str, style: str, script: str = "") -> str:
+    """Begins a page that connects to nowhere (Content-Security-Policy): pictures within it, this script alone."""
     # Should a name ever get past the escaping, it still runs nothing.
     allowed = f" script-src '{_digest(script)}';" if script else ""
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline';{allowed} base-uri 'none'; form-action 'none'"
+    return _HEAD.format(allowed=allowed, title=escaped(title), style=style)
 
 
 def table(caption: str, heading: Sequence[str], rows: Sequence[Sequence[Cell]], bar: int | None = None) -> str:

@@ -38,9 +38,7 @@ def _page(folder: Path) -> str:
     parts = (f"<section id='{markup.anchor(title)}'><h2>{title}</h2>{text}</section>" for title, text in made.items())
     return "\n".join(
         [
-            markup.HEAD.format(
-                policy=markup.policy(markup.SORT_SCRIPT), title=markup.escaped(folder.name), style=_STYLE
-            ),
+            markup.head(folder.name, _STYLE, markup.SORT_SCRIPT),
             f"<header>{_headline(run)}<nav aria-label='Contents'><ul>{links}</ul></nav></header><main>",
             *parts,
             f"</main><script>{markup.SORT_SCRIPT}</script></body></html>\n",

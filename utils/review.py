@@ -94,7 +94,7 @@ def page(title: str, entries: Sequence[Reviewed], nb_classes: int, folder: str) 
     )
     return "\n".join(
         [
-            markup.HEAD.format(policy=markup.policy(SCRIPT), title=markup.escaped(title), style=_STYLE),
+            markup.head(title, _STYLE, SCRIPT),
             f"<header><h1>{markup.escaped(title)}</h1>",
             f"<p>{markup.count(len(entries), 'picture')}: {counts['suspicious']} with a label that looks wrong, "
             f"{counts['wrong']} still read wrong by the new model, {counts['aside']} kept aside to measure.</p>",
