@@ -172,7 +172,9 @@ class _Buffer:
     def pointer(self, position: int) -> int:
         return position + self.number("<I", position)
 
-    def span(self, position: int, size: int) -> memoryview:
+    def vector(self, position: int, size: int) -> memoryview:
+        """The bytes of a vector with elements of ``size`` bytes, whose number it begins with."""
+        position, size = position + 4, self.number("<I", position) * size
         self._check(position, size)
         self._left -= size
         if self._left < 0:
@@ -211,10 +213,7 @@ class _Table:
     def vector(self, field: int, size: int) -> memoryview:
         """The bytes of a vector with elements of ``size`` bytes."""
         position = self._field(field)
-        if position is None:
-            return memoryview(b"")
-        start = self._buffer.pointer(position)
-        return self._buffer.span(start + 4, self._buffer.number("<I", start) * size)
+        return memoryview(b"") if position is None else self._buffer.vector(self._buffer.pointer(position), size)
 
     def array(self, field: int, dtype: str) -> np.ndarray:
         kind = np.dtype(dtype)
@@ -227,8 +226,7 @@ class _Table:
         return [_Table(self._buffer, position) for position in self._pointers(field)]
 
     def texts(self, field: int) -> list[str]:
-        starts = self._pointers(field)
-        return [_text(self._buffer.span(start + 4, self._buffer.number("<I", start))) for start in starts]
+        return [_text(self._buffer.vector(position, 1)) for position in self._pointers(field)]
 
     def _pointers(self, field: int) -> list[int]:
         offsets = self.array(field, "uint32").tolist()
