@@ -140,7 +140,7 @@ def test_drawn_digits_beside_a_meter_do_not_show_its_readings(meters):
 
 
 def test_displays_are_no_drums_and_drawn_digits_are_enlarged_smoothly():
-    drawn = benchmark_pictures.drums()
+    drawn = benchmark_pictures.load([benchmark_pictures.SYNTHETIC])
     share = 1 - drawn.rolling.mean()
     assert 0.1 < share < 0.25
     assert set(drawn.tenths[~drawn.rolling] % 10) == {0}

@@ -91,7 +91,7 @@ class _Reader:
 
 
 def _simulation(pictures: Pictures, digits: int) -> _Simulation:
-    drums = benchmark_pictures.drums()
+    drums = benchmark_pictures.load([benchmark_pictures.SYNTHETIC])
     # What is drawn is of no meter: its many typefaces would stand in for the real ones.
     plan = metering.plan(pictures.tenths, pictures.counted, np.where(drums.rolling, drums.tenths, -1), digits, SEED)
     log.info("%d of %d readings are shown on drawn drums", plan.drawn.sum(), len(plan.drawn))

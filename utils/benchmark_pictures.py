@@ -52,11 +52,6 @@ class Pictures:
         return np.concatenate([part.images for part in _read(self.declared, height, width)])
 
 
-def drums() -> Pictures:
-    """The drawn digits alone, displays among them."""
-    return load([SYNTHETIC])
-
-
 def load(declared: Sequence[str]) -> Pictures:
     """Reads the sources: folders with labelled pictures, each taken for what it looks like, or ``synthetic``.
 
