@@ -1,6 +1,6 @@
 """The same metrics for a Keras model and for an exported file, on the same pictures."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -86,10 +86,9 @@ def metrics(predicted: np.ndarray, tenths: np.ndarray, nb_classes: int) -> dict[
 
 
 def grouped_metrics(
-    predicted: np.ndarray, tenths: np.ndarray, groups: np.ndarray, names: Iterable[str], nb_classes: int
+    predicted: np.ndarray, tenths: np.ndarray, groups: np.ndarray, names: Sequence[str], nb_classes: int
 ) -> dict[str, dict]:
     """:func:`metrics` of each group that occurs, with its number of pictures ``n``; ``groups`` indexes ``names``."""
-    names = list(names)
     return {
         names[group]: {"n": int((mine := groups == group).sum()), **metrics(predicted[mine], tenths[mine], nb_classes)}
         for group in np.unique(groups)
