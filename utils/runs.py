@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -177,7 +176,7 @@ def save_settings(
     """
     identity = {"architecture": architecture, "data_fingerprint": data_fingerprint}
     identity |= {key: value for key, value in more.items() if value}
-    write_json(run_dir / SETTINGS_FILE, {**identity, "settings": json.loads(settings_module.to_json(settings))})
+    write_json(run_dir / SETTINGS_FILE, {**identity, "settings": dataclasses.asdict(settings)})
 
 
 def read_settings(run_dir: Path) -> Started:
@@ -272,9 +271,3 @@ def device_files(results: dict) -> dict[str, str]:
     """The file of each device that takes one, by ``results.json``."""
     verdicts = results.get("devices", {})
     return {target: verdict["file"] for target, verdict in verdicts.items() if verdict["accepted"]}
-
-
-def clean_up(run_dir: Path, keep_checkpoints: bool) -> None:
-    """Removes what only an unfinished run needs."""
-    if not keep_checkpoints:
-        shutil.rmtree(run_dir / CHECKPOINT_FOLDER, ignore_errors=True)

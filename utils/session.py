@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import logging
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -354,7 +355,8 @@ def _run(
         results["timing"] = _timing(results["timing"]["training_s"], started)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         # The page is last: its room may be what the checkpoints took, and report.py can make it, too.
-        runs.clean_up(run_dir, options.keep_checkpoints)
+        if not options.keep_checkpoints:
+            shutil.rmtree(run_dir / runs.CHECKPOINT_FOLDER, ignore_errors=True)
         report_page.write(run_dir)
     return Outcome(architecture.name, run_dir, results)
 
