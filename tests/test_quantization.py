@@ -51,4 +51,14 @@ def test_flags_stay_as_the_user_wrote_them():
 
 
 def test_the_readme_shows_the_table():
-    assert f"\n{quantization.table()}\n\n" in README.read_text()
+    rows = ["| QUANTIZE_MODEL | USE_QAT | ESP_DL_QUANTIZE | trained | files besides `best_model.keras` |"]
+    rows.append("|---|---|---|---|---|")
+    for flags, mode in quantization.MODES.items():
+        files = ["`<model>_float.tflite` (float32)"]
+        files += ["`<model>_quantized.tflite` (int8)"] * mode.int8
+        files += ["`<model>_ptq.tflite` or `_qat` (int8, to compare)"] * mode.qat
+        files += ["`<model>_<chip>.espdl` (int8)"] * mode.espdl
+        trained = "float, then `QAT_EPOCHS` with fake quantisation" if mode.qat else "float"
+        ignored = f" ({mode.note.split(':')[0]})" if mode.note else ""
+        rows.append(f"| {' | '.join(map(str, flags))} | {trained}{ignored} | {', '.join(files)} |")
+    assert "\n".join(["", *rows, "", ""]) in README.read_text()

@@ -50,18 +50,3 @@ def resolve(settings: Settings, architecture: str, quantizable: bool) -> Quantiz
     if mode.note:
         log.info("%s", mode.note)
     return mode
-
-
-def table() -> str:
-    """All eight rows as Markdown, for the README."""
-    rows = ["| QUANTIZE_MODEL | USE_QAT | ESP_DL_QUANTIZE | trained | files besides `best_model.keras` |"]
-    rows.append("|---|---|---|---|---|")
-    for flags, mode in MODES.items():
-        files = ["`<model>_float.tflite` (float32)"]
-        files += ["`<model>_quantized.tflite` (int8)"] * mode.int8
-        files += ["`<model>_ptq.tflite` or `_qat` (int8, to compare)"] * mode.qat
-        files += ["`<model>_<chip>.espdl` (int8)"] * mode.espdl
-        trained = "float, then `QAT_EPOCHS` with fake quantisation" if mode.qat else "float"
-        ignored = f" ({mode.note.split(':')[0]})" if mode.note else ""
-        rows.append(f"| {' | '.join(map(str, flags))} | {trained}{ignored} | {', '.join(files)} |")
-    return "\n".join(rows)
