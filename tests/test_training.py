@@ -229,7 +229,7 @@ def test_dropout_thins_what_reaches_the_last_layer_in_training_alone(tiny):
     splits = loader.load(settings)
     model = models.get("cnn32").build(settings.input_shape, settings.nb_classes)
     layers, last = list(model.layers), model.layers[-1]
-    trainer, _ = training._trainer(model, splits, settings)
+    trainer = training._trainer(model, splits, settings)
     images = splits.pool.images(splits.train[:1])
     np.testing.assert_allclose(trainer(images, training=False), model(images), rtol=1e-5)
     drawn = trainer(np.repeat(images, 400, axis=0), training=True).numpy()

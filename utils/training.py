@@ -195,11 +195,11 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
         if recorder.finished:
             # Teachers are not asked any more and may be gone.
             return Training(rows, recorder.best_epoch)
-        trainer, augmentation = _trainer(model, splits, settings)
+        trainer = _trainer(model, splits, settings)
         if checkpoint:
             trainer.optimizer.build(trainer.trainable_variables)
             _read_checkpoint(trainer, checkpoint)
-    _fit(trainer, augmentation, splits, settings, model.name, recorder, initial_epoch=len(rows))
+    _fit(trainer, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch)
 
 
@@ -215,14 +215,13 @@ def fit_quantized(quantized: keras.Model, splits: Splits, settings: Settings) ->
         gpus=1,
     )
     keras.utils.set_random_seed(settings.seed)
-    trainer, augmentation = _trainer(quantized, splits, settings)
+    trainer = _trainer(quantized, splits, settings)
     best = keras.callbacks.EarlyStopping("val_loss", patience=settings.epochs, restore_best_weights=True)
-    _fit(trainer, augmentation, splits, settings, f"{quantized.name} QAT", best)
+    _fit(trainer, splits, settings, f"{quantized.name} QAT", best)
 
 
 def _fit(
     trainer: keras.Model,
-    augmentation: Augmentation,
     splits: Splits,
     settings: Settings,
     description: str,
@@ -230,9 +229,7 @@ def _fit(
     initial_epoch: int = 0,
 ) -> None:
     """Runs the epochs with ``keeper`` deciding what is kept and when to stop."""
-    seeds = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: _start_epoch(trainer, augmentation, settings, epoch)
-    )
+    seeds = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: _start_epoch(trainer, settings, epoch))
     # TensorFlow deals a batch out in equal parts, rounded up: with fewer pictures the last card may be left without.
     smallest = settings.gpus**2
     trainer.fit(
@@ -250,10 +247,9 @@ def _fit(
     )
 
 
-def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[keras.Model, Augmentation]:
-    augmentation = Augmentation(settings, name="augmentation")
+def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> keras.Model:
     image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
-    changed = augmentation(image)
+    changed = Augmentation(settings, name="augmentation")(image)
     logits = _logits(model, changed, settings)
     if settings.teachers:
         teachers = [model_files.load(file) for file in model_choice.teachers(settings)]
@@ -263,7 +259,7 @@ def _trainer(model: keras.Model, splits: Splits, settings: Settings) -> tuple[ke
         logits = teaching([changed, logits])
     trainer = keras.Model(image, logits)
     _compile(trainer, settings, math.ceil(len(splits.train) / settings.batch_size))
-    return trainer, augmentation
+    return trainer
 
 
 def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -> keras.KerasTensor:
@@ -284,9 +280,9 @@ def _logits(model: keras.Model, pixels: keras.KerasTensor, settings: Settings) -
     return head(keras.layers.Dropout(settings.dropout, seed=settings.seed)(features))
 
 
-def _start_epoch(trainer: keras.Model, augmentation: Augmentation, settings: Settings, epoch: int) -> None:
+def _start_epoch(trainer: keras.Model, settings: Settings, epoch: int) -> None:
     """Makes the random sequences functions of seed and epoch, so that a resumed run draws what it would have."""
-    augmentation.start_epoch(epoch)
+    trainer.get_layer("augmentation").start_epoch(epoch)
     # With nested ones: an architecture may have its own Dropout.
     for number, layer in enumerate(trainer._flatten_layers(), start=1):
         if isinstance(layer, keras.layers.Dropout):
