@@ -96,9 +96,7 @@ def targets(nb_classes: int, spread: float = 0.0) -> np.ndarray:
 def class_names(nb_classes: int) -> list[str]:
     """Names of the classes in order: "0".."9" for 10, "0.0".."9.9" for 100; ValueError for another number."""
     _check_nb_classes(nb_classes)
-    if nb_classes == NB_TENTHS:
-        return [f"{tenths // 10}.{tenths % 10}" for tenths in range(NB_TENTHS)]
-    return [str(digit) for digit in range(nb_classes)]
+    return [text(tenths, nb_classes) for tenths in range(0, NB_TENTHS, NB_TENTHS // nb_classes)]
 
 
 def text(tenths: int, nb_classes: int) -> str:
