@@ -13,7 +13,7 @@ from utils.errors import UserError, missing_backend
 log = logging.getLogger(__name__)
 
 SECONDS = 1800  # that one call may take
-_MISSING = "the process that read it {} ({}): the file is damaged, or it needs more memory than there is"
+_GONE = "the process that read it {} ({}): the file is damaged, or it needs more memory than there is"
 
 
 class IsolationError(UserError):
@@ -48,11 +48,11 @@ class Isolated:
             self._pipe.send((function, arguments))
             if not self._pipe.poll(self._seconds):
                 self._process.kill()
-                raise IsolationError(_MISSING.format("was stopped", f"no answer for {self._seconds:g} s"))
+                raise IsolationError(_GONE.format("was stopped", f"no answer for {self._seconds:g} s"))
             result, error = self._pipe.recv()
         except (EOFError, OSError) as broken:
             self._process.join()
-            raise IsolationError(_MISSING.format("ended", _reason(self._process.exitcode))) from broken
+            raise IsolationError(_GONE.format("ended", _reason(self._process.exitcode))) from broken
         if error is not None:
             raise error
         return result
