@@ -17,7 +17,7 @@ INPUT_CHANNELS = 1  # 1 = grey, 3 = RGB
 # that share of the training pictures, in each epoch others, above 1 repeats them, 0 leaves the source out. Example:
 #   {"name": "kitchen", "type": "filename", "path": "datasets/kitchen", "weight": 1.0},
 DATA_SOURCES = [
-    {"name": "synthetic", "type": "synthetic", "count": 50_000, "weight": 0.4},
+    {"name": "synthetic", "type": "synthetic", "count": 60_000, "weight": 0.33},
 ]
 TEST_SOURCES = []  # sources of the same form that are only ever measured on, best: meters that DATA_SOURCES lack
 VALIDATION_SHARE = 0.1  # share of DATA_SOURCES that chooses the best epoch, 0.01..0.5

@@ -15,7 +15,8 @@ log = logging.getLogger("predict")
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit code 1: a picture could not be read")
     add = parser.add_argument
-    add("pictures", type=console.path, metavar="IMAGE_OR_FOLDER", help="a picture, or a folder with pictures below it")
+    where = "pictures, or folders with pictures below them"
+    add("pictures", type=console.path, nargs="+", metavar="IMAGE_OR_FOLDER", help=where)
     add("--model", type=Path, metavar="RUN_OR_FILE", help="a .keras, .tflite or .espdl file or a run; else the newest")
     add("--json", action="store_true", help="one JSON object a line instead of text")
     add("--save", type=console.path, metavar="DIR", help="copy the unsure pictures there as <reading>_<name>")
@@ -27,7 +28,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def predict(arguments: argparse.Namespace) -> int:
     settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
     console.set_up(arguments.debug)
-    files = prediction.find_pictures(arguments.pictures, without=arguments.save)
+    files = [file for path in arguments.pictures for file in prediction.find_pictures(path, without=arguments.save)]
     model = recognizers.load(arguments.model, Path(settings.output_dir))
     if arguments.save:
         prediction.open_folder(arguments.save)

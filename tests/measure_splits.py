@@ -12,7 +12,7 @@ from utils import console, loader
 from utils import settings as settings_module
 
 FILES = {"best_model.keras": "Keras", "cnn32_float.tflite": "float", "cnn32_quantized.tflite": "int8"}
-SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 50_000, "weight": 0.4}
+SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 60_000, "weight": 0.33}
 
 
 def main() -> None:

@@ -360,9 +360,11 @@ def test_reads_a_folder_with_a_run(trained, meter, tmp_path):
     assert [row["error"] is None for row in rows] == [True, True, True, False]
     assert len(list((tmp_path / "out").iterdir())) == 3
     (given,) = run_folders(work / "exported_models")
-    keras = call(tmp_path / "in", "--model", given / "best_model.keras", door="predict.py")
+    # A shell makes a list of in/*.png.
+    several = (tmp_path / "in", *sorted((tmp_path / "out").iterdir())[:2])
+    keras = call(*several, "--model", given / "best_model.keras", door="predict.py")
     assert keras.returncode == 1, keras.stderr
-    assert "4 pictures, " in keras.stdout
+    assert "6 pictures, " in keras.stdout
     assert not any(noise in keras.stderr for noise in ("cuda", "oneDNN", "XNNPACK", "Warning"))
 
 
