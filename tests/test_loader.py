@@ -591,3 +591,4 @@ def test_test_sources_that_a_model_has_learnt_are_told(tiny, picture_folder, cap
     splits = loader.load(again, learnt=before.learnt)
     assert len(splits.measured["own"]) == 60
     assert "54 pictures of TEST_SOURCES flatter the model: it has learnt them or their twins" in caplog.text
+    assert splits.facts["learnt_before_of_test_sources"] == 54

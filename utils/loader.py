@@ -165,8 +165,6 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     # Trained anew on copies of what is measured on, a run's own record would change the split when it is resumed.
     if aside_from or not careless:
         parts, aside = _without_known(parts, aside, known, clusters)
-    if flattering := int(known[held].sum()):
-        log.warning("%d pictures of TEST_SOURCES flatter the model: it has learnt them or their twins", flattering)
     kept = np.concatenate([held, *aside.values()])
     train, validation, left_out = splitting.without_twins(parts, kept, clusters, careless)
     measured = {"test": parts["test"]} if len(parts["test"]) else {}
@@ -181,6 +179,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
         "training_pictures": len(weighted),
         "validation_pictures": len(validation),
         "left_out_as_twins_of_measured_pictures": left_out,
+        "learnt_before_of_test_sources": int(known[held].sum()),
         "exact_duplicates": int(len(exact) - len(np.unique(exact))),
         "identical_pictures_with_two_labels": _conflicts(pool, exact),
         "classes_without_training_picture": _missing_classes(pool, train),
@@ -454,6 +453,8 @@ def _log_facts(facts: dict, in_epochs: bool) -> None:
             log.warning(told, source["name"])
     if left_out := facts["left_out_as_twins_of_measured_pictures"]:
         log.info("%d pictures left out of training: twins of pictures that are measured on", left_out)
+    if flattering := facts["learnt_before_of_test_sources"]:
+        log.warning("%d pictures of TEST_SOURCES flatter the model: it has learnt them or their twins", flattering)
     if (conflicts := facts["identical_pictures_with_two_labels"])["groups"]:
         first = " and ".join(conflicts["examples"][0])
         groups = markup.count(conflicts["groups"], "group")
