@@ -373,15 +373,18 @@ def _turns(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Sett
     # After the split, so that no repeat leaks into validation or test.
     rng = np.random.default_rng(settings.seed + 1)
     turns = []
+    is_new = np.isin(pool.source_ids[train], [number for number, source in enumerate(used) if source.name in new])
+    old = np.array([source.weight for source in used])[pool.source_ids[train[~is_new]]].sum()
+    # What fine_tuning.mix makes of new sources' weight, quantisation-aware training has to stand: half an epoch.
+    most = max(1.0, old / max(is_new.sum(), 1))
     for number, source in enumerate(used):
         mine = rng.permutation(train[pool.source_ids[train] == number])
         # The generator's typefaces are balanced as they are.
         balance = settings.balance_sources and source.type != "synthetic"
         meters = _meter_weights(pool, mine) if balance else [(1.0, mine)]
-        # What fine_tuning.mix makes of a new source's weight, quantisation-aware training has to stand: half an epoch.
-        most = max(1.0, len(train) / max(len(mine), 1)) if source.name in new else np.inf
+        times = min(source.weight, most) if source.name in new else source.weight
         # Rounded for each meter by itself, many small ones would all be left out, or all be taken whole.
-        due = np.cumsum([min(source.weight, most) * weight * len(members) for weight, members in meters])
+        due = np.cumsum([times * weight * len(members) for weight, members in meters])
         counts = np.diff(due.round().astype(int), prepend=0)
         turns += [(members, int(count)) for (_, members), count in zip(meters, counts, strict=True)]
     if not any(count for _, count in turns):
