@@ -458,6 +458,13 @@ def test_new_pictures_are_half_an_epoch_of_quantisation_aware_training_at_most(t
     assert np.bincount(splits.pool.source_ids[splits.train]).tolist() == [old, old / 2, old / 2]
 
 
+def test_new_pictures_of_a_large_meter_are_all_learnt(tiny, picture_folder):
+    """Balanced as old ones are, 14 of 92 bad pictures were never learnt with ``--weight 1``: there is no next epoch."""
+    new = source(picture_folder("new", {"a": 80, "b": 8}), "new", weight=1.0)
+    splits = loader.load(tiny(data_sources=[*tiny().data_sources, new]), ["new"], aside_from=100)
+    assert (np.unique(splits.train) >= 240).sum() == 88
+
+
 def test_what_is_new_to_a_trained_model_has_no_share_of_an_epoch(tiny, picture_folder, caplog):
     caplog.set_level("INFO")
     settings = tiny(data_sources=[*tiny().data_sources, source(picture_folder("new", {"a": 60}), "new", weight=300.0)])

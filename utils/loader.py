@@ -379,8 +379,8 @@ def _turns(pool: Pool, train: np.ndarray, used: list[DataSource], settings: Sett
     most = max(1.0, old / max(is_new.sum(), 1))
     for number, source in enumerate(used):
         mine = rng.permutation(train[pool.source_ids[train] == number])
-        # The generator's typefaces are balanced as they are.
-        balance = settings.balance_sources and source.type != "synthetic"
+        # The generator's typefaces are balanced as they are; and of what is new a lesson has no next epoch.
+        balance = settings.balance_sources and source.type != "synthetic" and source.name not in new
         meters = _meter_weights(pool, mine) if balance else [(1.0, mine)]
         times = min(source.weight, most) if source.name in new else source.weight
         # Rounded for each meter by itself, many small ones would all be left out, or all be taken whole.
