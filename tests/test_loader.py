@@ -451,7 +451,7 @@ def test_new_pictures_are_learnt_but_for_what_is_kept_aside(tiny, picture_folder
 
 @pytest.mark.parametrize(("weight", "old"), [(1.0, 192), (0.5, 96)])
 def test_new_pictures_are_half_an_epoch_of_quantisation_aware_training_at_most(tiny, picture_folder, weight, old):
-    """Half of the old ones as they are weighted: beside the two fifths of the drawn digits, 72 % had been new."""
+    """Half of the old ones as they are weighted: beside drawn digits of weight 0.4, 72 % had been new."""
     (drawn,) = tiny().data_sources
     new = [source(picture_folder(name, {"a": 40}), name, weight=300.0) for name in ("new", "further")]
     splits = loader.load(tiny(data_sources=[{**drawn, "weight": weight}, *new]), ["new", "further"])
