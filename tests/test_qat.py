@@ -54,7 +54,7 @@ def test_it_is_short_and_careful_on_one_device_without_dropout_and_keeps_the_bes
     quantized = fake_quant.quantize(model, splits.pool.images(splits.train[:20]))
     last = next(layer for layer in reversed(quantized.layers) if isinstance(layer, keras.layers.Dense))
 
-    def fit(trainer, augmentation, splits, used, description, keeper):
+    def fit(trainer, splits, used, description, keeper):
         assert (used.epochs, used.gpus) == (4, 1)
         rate, steps = trainer.optimizer._learning_rate, len(splits.train) // 32
         assert [float(rate(step)) for step in (2 * steps, 4 * steps)] == pytest.approx([0.002, 0.00002])
