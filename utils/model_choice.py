@@ -74,7 +74,7 @@ def trained_with(path: Path) -> dict[str, int | float | str]:
 def learnt_folders(path: Path) -> set[Path]:
     """Folders of which the model, or one that it began with, may have learnt pictures that are on no record.
 
-    None if it is of no run; of runs with a record (:func:`runs.learnt`) the loader knows each picture.
+    Empty if it belongs to no run; of runs with a record (:func:`runs.learnt`) the loader knows each picture.
     """
     try:
         # START_FROM may be a folder.
