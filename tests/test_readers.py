@@ -1,5 +1,6 @@
 import logging
 import time
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,6 +146,13 @@ def test_a_picture_whose_name_begins_a_comment_can_be_listed(folder, caplog):
         "#2/b.png": 20,
     }
     assert "not listed" not in caplog.text
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_with_accents_are_found_however_they_are_spelt(folder, listed, stored):
+    listed, stored = (unicodedata.normalize(form, "zähler/é.png") for form in (listed, stored))
+    put(folder / "images" / stored)
+    assert read_lines(folder, f"{listed} 3.4\n").files == (f"images/{stored}",)
 
 
 def test_label_file_of_another_name_in_a_folder(folder):

@@ -3,9 +3,11 @@
 import codecs
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,8 +279,11 @@ def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
 
 def _locate(source: DataSource, root: str, where: str, named: str, resolve: Callable[[str], str]) -> File | None:
     """The picture a line names, None if there is none; SourceError for every way out of the source's folder."""
-    for folder in dict.fromkeys((os.path.dirname(source.labels), "images")):
-        name = os.path.normpath(os.path.join(folder, named)).replace(os.sep, "/")
+    folders = dict.fromkeys((os.path.dirname(source.labels), "images"))
+    # Archives packed on macOS have an accent behind its letter, which looks the same as a letter with an accent.
+    spelt = dict.fromkeys([named, *(unicodedata.normalize(form, named) for form in ("NFC", "NFD"))])
+    for folder, spelling in itertools.product(folders, spelt):
+        name = os.path.normpath(os.path.join(folder, spelling)).replace(os.sep, "/")
         above, last = os.path.split(os.path.join(root, name))
         place = os.path.join(resolve(above), last)
         real = os.path.realpath(place) if os.path.islink(place) else place
