@@ -38,6 +38,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     chips.check(settings)
     targets.check(settings)
     runs.check_output(settings)
+    sources.check_apart(arguments.data)
     new = []
     for folder in arguments.data:
         declared, name = sources.with_source(settings.data_sources, folder, NEW_WEIGHT, settings.test_sources)

@@ -297,6 +297,7 @@ DIGITS_ON_THE_EDGE = [ZOO_DIGITS, "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
         ("fine-tune.py", ["--data_ratio", "1.5"], "1.5 is not from 0 to 1"),
         ("fine-tune.py", ["--strategy", "all"], "invalid choice: 'all'"),
         ("fine-tune.py", ["--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
+        ("fine-tune.py", ["--model_path", ZOO_DIGITS, "--data", "tests", "--data", "."], "folder tests lies in .: its"),
         ("fine-tune.py", ["--model_path", *DIGITS_ON_THE_EDGE], "NB_CLASSES = 10: ai_on_the_edge in DEPLOY_TARGETS"),
         ("predict.py", ["--help"], "--threshold"),
         ("predict.py", [], "IMAGE_OR_FOLDER"),
