@@ -5,6 +5,11 @@ from scipy import stats
 from utils import comparison, evaluation
 
 
+def pairs(models: dict, different: np.ndarray, has_tenths: bool = True, **learnt: np.ndarray) -> list[comparison.Pair]:
+    nothing = {name: np.zeros(len(right["digit"]), bool) for name, right in models.items()}
+    return comparison.pairs(models, has_tenths, different, nothing | learnt)
+
+
 def test_scores_by_hand():
     tenths = np.array([0, 34, 99, 50])
     right = comparison.judged(np.array([99, 36, 5, 60]), 100, tenths)
@@ -55,7 +60,7 @@ def test_pairs_name_the_better_model_and_the_common_score(rng):
     bad[:40] = (bad[:40] + 50) % 100
     models = {"bad": comparison.judged(bad, 100, tenths), "good": comparison.judged(good, 100, tenths),
               "digits": comparison.judged((tenths + 5) // 10 % 10, 10, tenths)}  # fmt: skip
-    found = {(pair.better, pair.worse): pair for pair in comparison.pairs(models, True, np.arange(400))}
+    found = {(pair.better, pair.worse): pair for pair in pairs(models, np.arange(400))}
     assert set(found) == {("good", "bad"), ("digits", "bad"), ("digits", "good")}
     pair = found["good", "bad"]
     assert (pair.metric, pair.only_better, pair.only_worse) == ("within_0.1", 30, 0)
@@ -63,12 +68,12 @@ def test_pairs_name_the_better_model_and_the_common_score(rng):
     assert pair.p == pytest.approx(stats.binomtest(0, 30).pvalue)
     assert pair.p_holm == pytest.approx(2 * pair.p)
     assert found["digits", "bad"].metric == "digit"
-    assert all(pair.metric == "digit" for pair in comparison.pairs(models, False, np.arange(400)))
+    assert all(pair.metric == "digit" for pair in pairs(models, np.arange(400), has_tenths=False))
 
 
 def test_equal_models_differ_by_chance():
     right = comparison.judged(np.arange(100), 100, np.arange(100))
-    (pair,) = comparison.pairs({"a": right, "b": right}, True, np.arange(100))
+    (pair,) = pairs({"a": right, "b": right}, np.arange(100))
     assert (pair.p, pair.p_holm, pair.differs) == (1, 1, False)
 
 
@@ -80,7 +85,19 @@ def test_copies_are_no_further_evidence():
     copied = np.concatenate([np.zeros(10, int), tenths])
     models = {"steady": steady, "lucky": lucky}
     models = {name: comparison.judged(read[copied], 100, tenths[copied]) for name, read in models.items()}
-    (pair,) = comparison.pairs(models, True, np.unique(copied, return_index=True)[1])
+    (pair,) = pairs(models, np.unique(copied, return_index=True)[1])
     assert (pair.better, pair.only_better, pair.only_worse, pair.differs) == ("steady", 3, 1, False)
     assert pair.p == pytest.approx(stats.binomtest(1, 4).pvalue)
     assert (pair.better_score, pair.worse_score) == (pytest.approx(19 / 30), pytest.approx(27 / 30))
+
+
+def test_pictures_that_one_of_two_models_has_learnt_are_no_evidence():
+    tenths = np.arange(100)
+    taught, other = tenths.copy(), tenths.copy()
+    other[:20], taught[40:43] = 70, 0
+    models = {name: comparison.judged(read, 100, tenths) for name, read in (("taught", taught), ("other", other))}
+    (pair,) = pairs(models, tenths)
+    assert (pair.better, pair.only_better, pair.only_worse, pair.differs) == ("taught", 20, 3, True)
+    (pair,) = pairs(models, tenths, taught=tenths < 18)
+    assert (pair.better, pair.only_better, pair.only_worse, pair.differs) == ("other", 3, 2, False)
+    assert (pair.better_score, pair.worse_score) == (0.8, 0.97)

@@ -39,14 +39,14 @@ def run(paths: Sequence[Path], pictures: Pictures, options: Options) -> dict[str
     ``pairs`` compares them.
     """
     simulation = _simulation(pictures, options.digits) if options.digits else None
-    entries, right = [], {}
+    entries, right, learnt = [], {}, {}
     for name, path in progress(list(zip(_names(paths), paths, strict=True)), "models", unit="model"):
         log.info("measuring %s", name)
-        entry, judged = _measure(path, pictures, options, simulation)
+        entry, judged, known = _measure(path, pictures, options, simulation)
         entries.append({"name": name, "path": str(path), **entry})
         if judged:
-            right[name] = judged
-    compared = comparison.pairs(right, pictures.has_tenths, pictures.different)
+            right[name], learnt[name] = judged, known
+    compared = comparison.pairs(right, pictures.has_tenths, pictures.different, learnt)
     return {
         "pictures": {
             "sources": [str(source.path or source.name) for source in pictures.declared],
@@ -100,8 +100,8 @@ def _simulation(pictures: Pictures, digits: int) -> _Simulation:
 
 def _measure(
     path: Path, pictures: Pictures, options: Options, simulation: _Simulation | None
-) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
-    """What is known of one model, and what :func:`comparison.judged` makes of its readings."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray] | None, np.ndarray | None]:
+    """What is known of one model, what :func:`comparison.judged` makes of its readings, and which it has learnt."""
     try:
         with Isolated() as process:
             reader = _reader(process, path, pictures)
@@ -109,7 +109,8 @@ def _measure(
             numbers, confidences = reader.read(images)
             judged = comparison.judged(numbers, len(reader.model.names), pictures.tenths)
             entry = _facts(reader) | _scores(judged, numbers, len(reader.model.names), pictures)
-            entry["learnt_pictures"] = measuring.learnt(reader.model, images)
+            learnt = measuring.learnt(reader.model, images)
+            entry["learnt_pictures"] = int(learnt.sum())
             if options.robustness:
                 entry["robustness"] = _card(reader, images, pictures)
             if simulation:
@@ -118,8 +119,8 @@ def _measure(
             entry["ms"] = _milliseconds(reader, images)
     except UserError as error:
         log.warning("%s", error)
-        return {"error": str(error)}, None
-    return entry | _arena(reader.model.file), judged
+        return {"error": str(error)}, None, None
+    return entry | _arena(reader.model.file), judged, learnt
 
 
 def _reader(process: Isolated, path: Path, pictures: Pictures) -> _Reader:

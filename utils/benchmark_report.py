@@ -182,7 +182,7 @@ def _notes(entries: Sequence[dict[str, Any]]) -> str:
         if "arena_note" in entry:
             lines.append(f"{name} doesn't run in TFLite Micro: {markup.visible(entry['arena_note'])}")
         if known := entry.get("learnt_pictures"):
-            lines.append(f"{name} has learnt {known:,} of these pictures: its scores flatter it")
+            lines.append(f"{name} has learnt {known:,} of these pictures: its scores flatter it, p leaves them out")
         if share := entry.get("scores", {}).get("not_readable"):
             lines.append(f"{name} calls {share:.2%} of the pictures not readable; they count as not right")
     if not micro.available():

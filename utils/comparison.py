@@ -16,9 +16,9 @@ SIGNIFICANT = 0.05
 class Pair:
     """Two models on the same pictures, the one that reads more different ones right as ``better``.
 
-    ``only_better`` and ``only_worse`` count the different pictures that one reads right and the other doesn't; ``p`` is
-    McNemar's probability of so uneven a count by chance, ``p_holm`` the same with all pairs accounted for. The scores
-    are those of all pictures.
+    ``only_better`` and ``only_worse`` count the different pictures, learnt by neither, that one reads right and the
+    other doesn't; ``p`` is McNemar's probability of so uneven a count by chance, ``p_holm`` the same with all pairs
+    accounted for. The scores are those of all pictures.
     """
 
     better: str
@@ -68,7 +68,12 @@ def common_metric(scores: Iterable[Collection[str]], has_tenths: bool) -> str:
     return "within_0.1" if has_tenths and all("within_0.1" in names for names in scores) else "digit"
 
 
-def pairs(models: Mapping[str, Mapping[str, np.ndarray]], has_tenths: bool, different: np.ndarray) -> list[Pair]:
+def pairs(
+    models: Mapping[str, Mapping[str, np.ndarray]],
+    has_tenths: bool,
+    different: np.ndarray,
+    learnt: Mapping[str, np.ndarray],
+) -> list[Pair]:
     """Every pair of models, compared by what :func:`common_metric` says of the two.
 
     The exact test of Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
@@ -80,13 +85,15 @@ def pairs(models: Mapping[str, Mapping[str, np.ndarray]], has_tenths: bool, diff
         models: of each name what :func:`judged` gave on the same pictures.
         has_tenths: whether the labels do.
         different: indices of one picture of all that are copies of each other.
+        learnt: of each name which pictures the model was taught, ``(N,)`` bool: of others they say nothing.
     """
     found = []
     for first, second in itertools.combinations(models, 2):
         metric = common_metric((models[first], models[second]), has_tenths)
-        better, worse = sorted((first, second), key=lambda name: -models[name][metric][different].sum())
+        told = different[~(learnt[first] | learnt[second])[different]]
+        better, worse = sorted((first, second), key=lambda name: -models[name][metric][told].sum())
         a, b = models[better][metric], models[worse][metric]
-        only = int((a & ~b)[different].sum()), int((b & ~a)[different].sum())
+        only = int((a & ~b)[told].sum()), int((b & ~a)[told].sum())
         found.append((better, worse, metric, float(a.mean()), float(b.mean()), *only, mcnemar(*only)))
     corrected = holm([one[-1] for one in found])
     return [Pair(*one, p) for one, p in zip(found, corrected, strict=True)]

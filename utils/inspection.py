@@ -226,7 +226,7 @@ def _inspected(source: DataSource, entry: Entry) -> Inspected:
 
 
 def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> None:
-    if taught := measuring.learnt(model, images):
+    if taught := measuring.learnt(model, images).sum():
         told = "%s has learnt %d of these pictures and agrees with their labels, wrong or not: ask another model"
         log.warning(told, model.file, taught)
     threshold = CONFIDENT if model.threshold is None else model.threshold

@@ -73,13 +73,13 @@ def read(file: Path, pixels: PixelRange, images: np.ndarray) -> tuple[np.ndarray
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def learnt(model: Described | Recognizer, images: np.ndarray) -> int:
-    """How many of the pictures its run has on record as learnt; they are of the model's size, RGB or as it takes them.
+def learnt(model: Described | Recognizer, images: np.ndarray) -> np.ndarray:
+    """Which pictures its run has on record as learnt, (N,) bool; they are of the model's size, RGB or as it takes them.
 
     Raises:
         RunError: the record is damaged.
     """
-    return int(np.isin(twins.marks(_seen(model, images)), runs.learnt(model.file)).sum())
+    return np.isin(twins.marks(_seen(model, images)), runs.learnt(model.file))
 
 
 def milliseconds(file: Path, pixels: PixelRange, images: np.ndarray) -> float:
