@@ -32,7 +32,7 @@ from utils import (
     tuning,
 )
 from utils import settings as settings_module
-from utils.errors import exit_code
+from utils.errors import UserError, exit_code
 from utils.search_space import SearchError
 from utils.trials import Outcome
 
@@ -358,6 +358,8 @@ def test_what_could_not_be_trained_is_refused_before_the_search(small, splits, f
     monkeypatch.setattr(models, "get", lambda name: models.Architecture("odd", with_softmax, quantizable=True))
     (outcome,) = tuning.train(["odd"], small(), None, splits)
     assert "models/odd.py: the model ends in probabilities" in outcome.error
+    with pytest.raises(UserError, match=r"models/odd\.py: the model ends in probabilities"):
+        tuning.search(small(model_architecture="odd"), splits)
     assert not fake.calls
 
 

@@ -55,13 +55,15 @@ def search(settings: Settings, splits: Splits) -> Search | None:
 
     Raises:
         SearchError: nothing fits the limits, the objective does not suit the model, or the system refuses a file.
+        UserError: an architecture could win and then not be trained, as :func:`session.check` says.
         ModelFileError: a teacher, or what ``START_FROM`` names, is gone or doesn't fit.
         RunError: ``OUTPUT_DIR`` can't be written to, or another process makes the same search.
     """
     role = search_space.role()
     axes = search_space.axes(settings)
-    signature = search_space.signature(settings, axes, splits.fingerprint, _read_along(settings, axes))
     fitting = _fitting(settings, axes)
+    _check_training(settings, fitting)
+    signature = search_space.signature(settings, axes, splits.fingerprint, _read_along(settings, axes))
     combinations = search_space.order(fitting, settings.tuner_max_trials, settings.seed)
     _say_plan(len(combinations), math.prod(map(len, fitting.values())), settings)
     with ExitStack() as stack:
@@ -186,7 +188,6 @@ def summary(found: Search) -> str:
 def _searched_and_trained(name: str, settings: Settings, options: session.Options, splits: Splits) -> session.Outcome:
     try:
         settings = dataclasses.replace(settings, model_architecture=name)
-        _check_training(settings)
         found = search(settings, splits)
         best = best_of(found)
     except UserError as error:
@@ -204,9 +205,8 @@ def _searched_and_trained(name: str, settings: Settings, options: session.Option
     return outcome
 
 
-def _check_training(settings: Settings) -> None:
+def _check_training(settings: Settings, axes: dict[str, list]) -> None:
     """Refuses what could win the search and then not be trained."""
-    axes = search_space.axes(settings)
     for spread in axes.get("label_spread", ()):
         targets.check(dataclasses.replace(settings, label_spread=spread))
     session.check(search_space.architectures(settings, axes), settings)
