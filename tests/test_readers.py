@@ -110,6 +110,26 @@ def test_label_file(folder):
     assert data.skipped == {"not readable": 1}
 
 
+@pytest.mark.parametrize("heading", ["filename,label", "Image name;Digit", "filename\tlabel"])
+def test_label_files_of_other_tools(folder, heading, caplog):
+    caplog.set_level("INFO")
+    for name in ("a,1.png", "b c.JPG", "d.png", "e.png"):
+        put(folder / name)
+    data = read_lines(folder, f"{heading}\na,1.png,3.4\nb c.JPG; 0.1\nd.png ,9.9\ne.png\t2.0\n")
+    assert data.files == ("a,1.png", "b c.JPG", "d.png", "e.png")
+    assert data.tenths.tolist() == [34, 1, 99, 20]
+    assert data.skipped == {}
+    shown = heading.replace("\t", " ")
+    assert f"labels.txt line 1 is passed over as a heading: {shown}" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["gone.png,label", "gone 3.4"])
+def test_a_first_line_whose_picture_is_missing_is_no_heading(folder, line):
+    put(folder / "a.png")
+    with pytest.raises(SourceError, match=r"labels.txt line 1: missing picture: gone\S* is neither"):
+        read_lines(folder, f"{line}\na.png,3.4\n")
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_label_files_end_their_lines_as_any_machine_does(folder, end):
     put(folder / "a.png")
@@ -207,10 +227,12 @@ def test_contradicting_lines_are_both_named(folder):
         ("gone.png 3.4", "labels.txt line 2: missing picture: gone.png"),
         ("hall 3.4", "labels.txt line 2: missing picture: hall"),
         (
-            "a.png,3.4",
-            "missing picture: a.png,3.4 is neither beside it nor in images/; a line needs the picture's name,",
+            "a.png|3.4",
+            "missing picture: a.png|3.4 is neither beside it nor in images/; a line needs the picture's name, a tab,",
         ),
-        ("a.png; 3.4", "nor in images/; a line needs the picture's name, a tab and the label"),
+        ("a.png;3,4", "labels.txt line 2: bad label: label '3,4'"),
+        ("a.png,3.4,7", "labels.txt line 2: bad label: label '3.4,7'"),
+        ("image,label", "labels.txt line 2: missing picture: image,label"),
         ("a.png", "labels.txt line 2: bad label: label ''"),
         ("b.png 12", "labels.txt line 2: bad label: label '12'"),
         ("\0.png 3.4", "labels.txt line 2: missing picture"),

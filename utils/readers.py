@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -26,6 +27,8 @@ NOT_READABLE = "not readable"
 BAD_LABEL = "bad label"
 MISSING = "missing picture"
 TWO_LABELS = "two labels"
+# Behind a picture's ending, as its name may have commas, too.
+_CSV_LINE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, EXTENSIONS))}))\s*[,;]\s*(.*)", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -225,12 +228,16 @@ def _list_by_label_file(source: DataSource, root: str) -> _Found:
     resolve = functools.cache(os.path.realpath)
     first: dict[str, tuple[int, str, int | None]] = {}
     listed = set()
-    for number, name, label in _lines(source, root):
+    for place, (number, name, label) in enumerate(_lines(source, root)):
         where = f"{source.labels} line {number}"
         # No file can be called \0, not even to find out where it lies.
         file = None if "\0" in name else _locate(source, root, where, name, resolve)
+        if file is None and place == 0 and not name.lower().endswith(EXTENSIONS) and not re.search("[0-9]", label):
+            heading = markup.visible(f"{name} {label}".strip())
+            log.info("data source '%s': %s is passed over as a heading: %s", source.name, where, heading)
+            continue
         if file is None:
-            hint = "a line needs the picture's name, a tab and the label, nothing more"
+            hint = "a line needs the picture's name, a tab, comma or semicolon, and the label, nothing more"
             yield Problem(where, MISSING, f"{name} is neither beside it nor in images/; {hint}")
             continue
         listed.add(file.name)
@@ -273,7 +280,8 @@ def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
         except UnicodeDecodeError as error:
             raise _error(source, f"{source.labels} line {number} is not UTF-8; save the file as UTF-8") from error
         if line and not line.startswith("#"):
-            name, label = (*line.rsplit(None, 1), "")[:2]
+            csv = _CSV_LINE.fullmatch(line)
+            name, label = csv.groups() if csv else (*line.rsplit(None, 1), "")[:2]
             yield number, name.replace("\\", "/"), label
 
 
