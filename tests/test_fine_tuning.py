@@ -245,9 +245,10 @@ def test_drawn_digits_settle_no_other_confidence(known, tmp_path, monkeypatch):
     assert results["temperature"] == pytest.approx(2, abs=0.01)
     assert taught_by[0] is lesson.old
     # With enough photographs among the validation pictures they are asked, a few don't outweigh the drawn ones.
-    photograph = np.flatnonzero(~np.isin(splits.pool.source_ids, splits.drawn))[:1]
-    for photographs, stays in ((confidence.ENOUGH - 1, True), (confidence.ENOUGH, False)):
-        mixed = dataclasses.replace(splits, validation=np.append(splits.validation, photograph.repeat(photographs)))
+    monkeypatch.setattr(confidence, "ENOUGH", 20)
+    photographs = np.flatnonzero(~np.isin(splits.pool.source_ids, splits.drawn))
+    for count, stays in ((19, True), (20, False)):
+        mixed = dataclasses.replace(splits, validation=np.append(splits.validation, photographs[:count].repeat(3)))
         results = session.fine_tune(lesson, settings, mixed).results
         assert (results["recommended_confidence"] == 0.4321) is stays
 

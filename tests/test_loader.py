@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import shutil
 
@@ -288,6 +289,17 @@ def test_identical_pictures_with_two_labels_are_reported(tiny, picture_folder, c
     assert conflicts["groups"] == 1
     assert conflicts["examples"][0] == [f"own: a/{path.name} ({path.name[:3]})", "own: a/2.2_again.png (2.2)"]
     assert f"identical pictures with two labels: 1 group, for example own: a/{path.name}" in caplog.text
+
+
+def test_of_validation_pictures_that_are_copies_with_one_label_one_counts(tiny):
+    splits = loader.load(tiny())
+    assert splits.different_validation.tolist() == splits.validation.tolist()
+    marks = splits.marks.copy()
+    first, second, third = splits.validation[:3]
+    marks[[second, third]] = marks[first]
+    splits.pool.tenths[[first, second, third]] = 10, 10, 11
+    copied = dataclasses.replace(splits, marks=marks)
+    assert copied.different_validation.tolist() == [index for index in splits.validation if index != second]
 
 
 def test_classes_without_a_picture_are_named(tiny, tmp_path, caplog):

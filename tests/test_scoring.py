@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -38,6 +39,10 @@ def test_the_recommended_confidence_comes_from_validation_pictures(trained_run, 
     threshold = confidence.recommended(read.confidences, read.right)
     recommended = deployment.DeviceFile(outcome.results["recommended"], content, "ptq")
     assert session._threshold(None, recommended, splits) == threshold > 0.1
+    # Copies are no further pictures that agree.
+    monkeypatch.setattr(confidence, "ENOUGH", len(read.right) + 1)
+    copied = dataclasses.replace(splits, validation=splits.validation.repeat(2))
+    assert session._threshold(None, recommended, copied) is None
 
 
 def test_each_meter_counts_the_same(tiny, picture_folder):

@@ -23,13 +23,14 @@ def network(end) -> keras.Model:
     return keras.Model(image, end(layers.Rescaling(1 / 128, offset=-1)(image)), name="end")
 
 
-def test_few_pictures_settle_no_temperature(unsure, caplog):
+@pytest.mark.parametrize("copies", [1, 2])
+def test_few_pictures_settle_no_temperature(unsure, caplog, copies):
     model, settings, splits = unsure
-    few = dataclasses.replace(splits, validation=splits.validation[: confidence.ENOUGH - 1])
+    few = dataclasses.replace(splits, validation=splits.validation[: confidence.ENOUGH - 1].repeat(copies))
     weights = model.layers[-1].get_weights()
     assert temperature.fold(model, few, settings) is None
     np.testing.assert_array_equal(model.layers[-1].get_weights()[0], weights[0])
-    assert "validation pictures don't settle one" in caplog.text
+    assert f"the {confidence.ENOUGH - 1} validation pictures don't settle one" in caplog.text
 
 
 def test_folding_divides_the_logits_and_reads_the_same(unsure):

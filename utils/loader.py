@@ -105,6 +105,13 @@ class Splits:
         taught = [members for members, count in self.turns if count]
         return np.unique(self.marks[np.concatenate([*taught, self.validation])])
 
+    @property
+    def different_validation(self) -> np.ndarray:
+        """Validation pictures, one of those that are copies with the same label: together they prove no more."""
+        keys = np.stack([self.marks[self.validation], self.pool.tenths[self.validation].astype(np.uint64)])
+        _, first = np.unique(keys, axis=1, return_index=True)
+        return self.validation[np.sort(first)]
+
     def source(self, name: str) -> int:
         """Number of a source in ``pool.source_ids``."""
         return self.pool.source_names.index(name)

@@ -228,12 +228,13 @@ def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
 
     Those are harder than photographs: theirs refused half of the right readings of a meter that had just been learnt.
     """
-    photographs = int((~np.isin(splits.pool.source_ids[splits.validation], splits.drawn)).sum())
+    pictures = splits.different_validation
+    photographs = int((~np.isin(splits.pool.source_ids[pictures], splits.drawn)).sum())
     settled = lesson.confidence if photographs < confidence.ENOUGH else None
     if settled is not None:
         log.info(
             "only %d of %d validation pictures are photographs: the recommended confidence stays %.4f",
-            *(photographs, len(splits.validation), settled),
+            *(photographs, len(pictures), settled),
         )
     return settled
 
@@ -505,7 +506,7 @@ def _threshold(model: keras.Model, chosen: deployment.DeviceFile | None, splits:
 
     See :func:`confidence.recommended`.
     """
-    pictures = splits.validation
+    pictures = splits.different_validation
     images = splits.pool.images(pictures)
     if chosen:
         name, logits = chosen.name, evaluation.file_logits(chosen.name, chosen.content, images)

@@ -54,9 +54,8 @@ def fold(model: keras.Model, splits: Splits, settings: Settings, like: keras.Mod
         return None
     asked = [_asked(one, splits, settings) for one in (model, like) if one is not None]
     if None in asked:
-        log.warning(
-            "%s: no temperature, since the %d validation pictures don't settle one", model.name, len(splits.validation)
-        )
+        count = len(splits.different_validation)
+        log.warning("%s: no temperature, since the %d validation pictures don't settle one", model.name, count)
         return None
     found = round(asked[0] / asked[1], 4) if like is not None else asked[0]
     for layer in scaled:
@@ -66,7 +65,7 @@ def fold(model: keras.Model, splits: Splits, settings: Settings, like: keras.Mod
 
 
 def _asked(model: keras.Model, splits: Splits, settings: Settings) -> float | None:
-    pictures = splits.validation
+    pictures = splits.different_validation
     logits = evaluation.keras_logits(model, splits.pool.images(pictures))
     judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[pictures], settings.nb_classes)
     return confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)])
