@@ -44,17 +44,25 @@ def test_what_the_user_can_mend_is_said_in_one_line(capsys, error, code, said):
     assert capsys.readouterr() == ("", said)
 
 
-def test_an_interruption_that_was_lost_is_raised_again(ctrl_c, capsys):
-    reached = []
+def test_an_interruption_that_was_lost_is_raised_again_without_a_traceback(ctrl_c, capsys, monkeypatch):
+    reached, reported = [], []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: reported.append(lost.exc_type))
+
+    class Faulty:
+        def __del__(self):
+            raise ZeroDivisionError
 
     def work():
+        Faulty()
         ctrl_c.lost()
         reached.append("lost")
         stop_if_interrupted()
         return 0
 
     assert exit_code("door.py", work, "stopped") == 130
-    assert (reached, capsys.readouterr().err.splitlines()[-1]) == (["lost"], "door.py: stopped")
+    assert (reached, capsys.readouterr().err) == (["lost"], "door.py: stopped\n")
+    Faulty()
+    assert reported == [ZeroDivisionError] * 2
     stop_if_interrupted()  # that one is over
 
 

@@ -53,6 +53,14 @@ def _interrupt(*_: object) -> None:
 def _interruptible() -> Iterator[None]:
     # A background process of a shell has the signal ignored, and keeps it so.
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    report = sys.unraisablehook
+
+    def report_others(lost: "sys.UnraisableHookArgs") -> None:
+        # One that is lost in a finaliser is raised once more: it needs no traceback.
+        if lost.exc_type is not KeyboardInterrupt:
+            report(lost)
+
+    sys.unraisablehook = report_others
     if ours:
         signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -62,6 +70,7 @@ def _interruptible() -> Iterator[None]:
         raise
     finally:
         _interrupted.clear()
+        sys.unraisablehook = report
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
