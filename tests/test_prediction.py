@@ -97,6 +97,20 @@ def test_nothing_to_read(tmp_path):
     assert prediction.find_pictures(tmp_path / ".." / tmp_path.name / put(tmp_path / "a.png").name)
 
 
+def test_of_folders_the_one_that_can_not_be_listed_is_named(tmp_path, monkeypatch):
+    put(tmp_path / "open" / "locked" / "a.png")
+    listed = os.scandir
+
+    def scandir(folder):
+        if "locked" in str(folder):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/open/locked/'"):
+        prediction.find_pictures(tmp_path)
+
+
 def test_outputs_that_are_no_numbers(tmp_path):
     broken = dataclasses.replace(MODEL, probabilities=lambda images: np.full((len(images), 10), np.nan))
     with pytest.raises(RecognizerError, match="not finite"):

@@ -45,6 +45,7 @@ def find_pictures(path: Path, without: Path | None = None) -> list[Path]:
 
     Raises:
         PredictionError: nothing there, no picture in the folder, or the folder is ``without`` itself.
+        OSError: a folder can't be listed.
     """
     if not path.is_dir():
         if not os.path.lexists(path):
@@ -54,10 +55,7 @@ def find_pictures(path: Path, without: Path | None = None) -> list[Path]:
     real, left_out = (one and Path(os.path.realpath(one)) for one in (path, without))
     if left_out == real:
         raise PredictionError(f"{path}: --save names the folder of the pictures themselves; name another")
-    try:
-        found = [path / file.name for file in pictures.walk(str(path))]
-    except OSError as error:
-        raise PredictionError(f"{path}: cannot be listed ({error.strerror})") from error
+    found = [path / file.name for file in pictures.walk(str(path))]
     if found and left_out and real in left_out.parents:
         found = [file for file in found if left_out not in Path(os.path.realpath(file)).parents]
         if not found:
