@@ -239,3 +239,13 @@ def test_cells_without_a_value_are_sorted_to_the_end(browser, tmp_path):
     for expected in ("eacbd", "caebd"):
         browser.click("th:nth-child(2) button")
         assert browser.run(names) == expected
+
+
+def test_confidences_near_one_are_told_apart(run):
+    """``1.0000``, as they are with four digits, would refuse every reading."""
+    kept = [{"confidence": 0.999962, "coverage": 0.9, "within_0.1": 0.99}]
+    kept.append({"confidence": 0.999987, "coverage": 0.8, "within_0.1": 1.0})
+    change(run, lambda results, cellar: cellar.update(coverage=kept))
+    change(run, lambda results, cellar: results.update(recommended_confidence=0.999974))
+    page = page_of(run)
+    assert all(f">{confidence}<" in page for confidence in (0.999962, 0.999974, 0.999987))

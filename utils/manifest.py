@@ -217,7 +217,7 @@ def companion_text(
         f"Recommended tensor arena: {recommended // 1024} KB"
         if recommended
         else f"Recommended tensor arena: not measured, {micro.MISSING}",
-        f"Recommended confidence: {'none' if recommended_confidence is None else f'{recommended_confidence:.4f}'}",
+        f"Recommended confidence: {'none' if recommended_confidence is None else f'{recommended_confidence:g}'}",
         f"  {CONFIDENCES[nb_classes]}",
         "",
         # The component's parser wants this heading, two spaces, and an empty line after the list.

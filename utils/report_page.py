@@ -59,7 +59,7 @@ def _headline(run: Run) -> str:
     ]
     cards += [_score_tile(run, name, scores) for name, scores in run.scores.items()]
     if (confidence := results.get("recommended_confidence")) is not None:
-        cards.append(_tile("Recommended confidence", f"{confidence:.4f}", "below it a reading is unsure"))
+        cards.append(_tile("Recommended confidence", f"{confidence:g}", "below it a reading is unsure"))
     if judgement := results.get("judgement"):
         verdict = "ACCEPTED" if judgement["accepted"] else "REJECTED"
         cards.append(_tile("In place of the old model", verdict, "; ".join(judgement["reasons"])))

@@ -143,7 +143,8 @@ def _reliability(run: Run) -> str:
     for name, scores in run.scores.items():
         kept = [one for one in scores.get("coverage", []) if one.get(run.metric) is not None]
         if kept:
-            rows = [[one["confidence"], one["coverage"], one[run.metric]] for one in kept]
+            # To six digits, as a network that is sure has many above 0.9999, and 1.0000 would refuse everything.
+            rows = [[f"{one['confidence']:g}", one["coverage"], one[run.metric]] for one in kept]
             svg = charts.coverage([one["coverage"] for one in kept], [one[run.metric] for one in kept], run.title)
             table = markup.table("", ["confidence from", "readings kept", run.title], rows)
             chart = _picture(svg, f"readings kept and {run.title}")

@@ -296,7 +296,7 @@ def _recommendation(results: dict) -> str:
     enough = f"{confidence.ENOUGH} validation pictures, {confidence.GOAL:.1%} right"
     unsure = f"no confidence is recommended: it takes {enough}"
     if threshold is not None:
-        unsure = f"its readings are unsure below a confidence of {threshold:.4f}"
+        unsure = f"its readings are unsure below a confidence of {threshold:g}"
     return f"recommended is {results['recommended']}; {unsure}"
 
 
