@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from utils import chips, console, devices, markup, model_choice, runs, sources, targets
-from utils.errors import exit_code
+from utils.errors import exit_code, leave
 from utils.plans import NEW_WEIGHT, STRATEGIES, Plan
 from utils.settings import parse_assignments
 
@@ -76,4 +75,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from utils import chips, console, devices, model_choice, runs, sources, targets
-from utils.errors import exit_code
+from utils.errors import exit_code, leave
 from utils.plans import NEW_WEIGHT, Plan
 from utils.settings import parse_assignments
 
@@ -56,4 +55,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

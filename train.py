@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import models
 from utils import chips, console, devices, runs, search_space
 from utils import settings as settings_module
-from utils.errors import exit_code
+from utils.errors import exit_code, leave
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -77,4 +76,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import sys
 
 import models
 from utils import console, devices, runs, search_space
 from utils import settings as settings_module
-from utils.errors import exit_code
+from utils.errors import exit_code, leave
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -57,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

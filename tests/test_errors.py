@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError, exit_code, stop_if_interrupted
+from utils.errors import UserError, exit_code, leave, stop_if_interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,3 +104,26 @@ def test_a_closed_stream_stops_nothing(closed):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert (done.stdout, done.stderr) == (("", "d: said\n") if closed == "stdout" else ("done\n", ""))
+
+
+def test_after_an_interruption_nothing_is_waited_for():
+    program = (
+        "import threading; from utils.errors import exit_code, leave\n"
+        "class Waiting:\n    def __del__(self):\n        threading.Event().wait()\n"
+        "waiting = Waiting(); waiting.kept = waiting\n"
+        "def work():\n    print('done')\n    raise KeyboardInterrupt\n"
+        "leave(exit_code('d', work, 'stopped'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "done\n", "d: stopped\n")
+
+
+@pytest.mark.parametrize("door", ["train.py", "fine-tune.py", "retrain.py", "tuner.py"])
+def test_every_door_that_trains_leaves_so(door):
+    assert (ROOT / door).read_text().endswith('if __name__ == "__main__":\n    leave(main())\n')
+
+
+def test_any_other_exit_code_ends_in_order():
+    with pytest.raises(SystemExit) as ended:
+        leave(2)
+    assert ended.value.code == 2

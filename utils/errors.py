@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells know it
 BACKENDS = ("tensorflow", "jax", "torch")  # what Keras can compute with
 
 _interrupted = threading.Event()
@@ -113,4 +115,16 @@ def exit_code(door: str, work: Callable[[], int], interrupted: str) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"{door}: {interrupted}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def leave(code: int) -> NoReturn:
+    """Ends an entry script that trains, after Ctrl-C without Python's own tidying up.
+
+    That may wait for ever for a thread of TensorFlow's, which was making the next batch and is given no turn any more.
+    """
+    if code == INTERRUPTED:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
