@@ -160,11 +160,13 @@ def architectures(settings: Settings, axes: dict[str, list]) -> list[str]:
 
 
 def misfits(settings: Settings, architectures: Iterable[str]) -> dict[str, str]:
-    """Why architectures can't be searched, by name: not built for these pictures, or limits or objective don't fit.
+    """Why architectures don't fit the limits or the objective of a search, by name; those that fit are not in it.
 
     Raises:
         SearchError: none of them fits.
     """
+    if not (settings.tuner_max_kb or settings.tuner_max_macs or settings.tuner_objective != "val_accuracy"):
+        return {}
     console.import_tensorflow(settings.gpu_memory_growth)
     reasons = {name: _misfit(name, settings) for name in architectures}
     if all(reasons.values()):
@@ -201,12 +203,12 @@ def _misfit(name: str, settings: Settings) -> str:
     architecture = models.get(name)
     if settings.tuner_objective != "val_accuracy" and not architecture.quantizable:
         return f"is never quantised, TUNER_OBJECTIVE {settings.tuner_objective!r} does not suit it"
+    if not (settings.tuner_max_kb or settings.tuner_max_macs):
+        return ""
     try:
         model = architecture.build(settings.input_shape, settings.nb_classes)
     except models.BuildError as error:
         return str(error).removeprefix(f"{name} ")
-    if not (settings.tuner_max_kb or settings.tuner_max_macs):
-        return ""
     work = complexity.multiply_accumulates(model)
     if settings.tuner_max_macs and work > settings.tuner_max_macs:
         return f"has {work:,} multiply-accumulates, more than TUNER_MAX_MACS = {settings.tuner_max_macs:,}"
