@@ -73,8 +73,7 @@ def load(declared: Sequence[str]) -> Pictures:
     drawn = np.repeat([source.type == SYNTHETIC for source in parsed], [len(part.tenths) for part in read])
     tenths, counted = np.concatenate([part.tenths for part in read]), np.where(drawn, -1, meters)
     copies = twins.exact_groups(itertools.chain(*(part.images for part in read)))
-    _, different = np.unique(np.stack([copies, tenths]), axis=1, return_index=True)
-    found = Pictures(parsed, tenths, meters, tuple(names), counted, different)
+    found = Pictures(parsed, tenths, meters, tuple(names), counted, twins.one_of_copies(copies, tenths))
     digits_only = [part.name for part in read if not (part.tenths % 10).any()]
     if not found.has_tenths:
         log.warning("no label has a tenth but .0: models are compared by digit, and 3 counts as 3.0 otherwise")

@@ -233,7 +233,7 @@ def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
     settled = lesson.confidence if photographs < confidence.ENOUGH else None
     if settled is not None:
         log.info(
-            "only %d of %d validation pictures are photographs: the recommended confidence stays %.4f",
+            "only %d of %d validation pictures are photographs: the recommended confidence stays %g",
             *(photographs, len(pictures), settled),
         )
     return settled

@@ -49,6 +49,13 @@ def exact_groups(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.fromiter(groups, np.int32)
 
 
+def one_of_copies(groups: np.ndarray, tenths: np.ndarray) -> np.ndarray:
+    """Indices, ascending, of one picture of all that are of one group (N,) and have the same label (N,)."""
+    # As they are, numbers of 64 bits beside smaller ones would be rounded to floats.
+    keys = np.stack([groups.astype(np.uint64), tenths.astype(np.uint64)])
+    return np.sort(np.unique(keys, axis=1, return_index=True)[1])
+
+
 def twin_clusters(images: np.ndarray) -> np.ndarray:
     """Cluster numbers (N,) int32 of images (N, H, W, C) uint8, C 1 or 3: copies and near twins share a number.
 
