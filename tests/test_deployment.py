@@ -222,6 +222,24 @@ def test_what_a_device_will_refuse_is_said_before_training(tiny, caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize(
+    ("pooling", "refused"),
+    [
+        (keras.layers.GlobalMaxPooling2D(), "esp32p4 will refuse own once it is trained: esp-dl 3.3.9 has no operator"),
+        (keras.layers.MaxPooling2D(4), None),
+    ],
+)
+def test_what_a_chip_will_refuse_is_said_before_training(tiny, caplog, pooling, refused):
+    pytest.importorskip("esp_ppq")
+    image = keras.Input((32, 20, 1))
+    x = keras.layers.Rescaling(1 / 128, offset=-1)(image)
+    x = pooling(keras.layers.Conv2D(8, 3, padding="same", activation="relu")(x))
+    own = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(x)), name="own")
+    deployment.foresee(own, tiny(esp_dl_quantize=True, esp_dl_targets=["esp32p4", "esp32"]))
+    said = [text for text in caplog.messages if "will refuse" in text]
+    assert len(said) == bool(refused) and all(text.startswith(refused) for text in said)
+
+
 def test_few_calibration_pictures_are_warned_about(tiny, caplog):
     outcome = train(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 80}]))
     assert "only 64 training pictures to calibrate on" in caplog.text

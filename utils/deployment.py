@@ -31,6 +31,7 @@ from utils.settings import Settings
 log = logging.getLogger(__name__)
 
 GOLDEN_FOLDER = "golden"
+WILL_REFUSE = "%s will refuse %s once it is trained: %s"
 ENOUGH_TO_CALIBRATE = 100  # pictures; with ten a trial lost half a point, with one two and a half
 
 
@@ -126,7 +127,7 @@ def _to_compare(file: DeviceFile, name: str) -> list[DeviceFile]:
 def foresee(model: keras.Model, settings: Settings) -> None:
     """Converts an architecture on noise, before it is trained: training takes long, and would be lost if that failed.
 
-    Logs what devices that know few operators have against it.
+    Logs what devices that know few operators, and with ``ESP_DL_QUANTIZE`` a chip, have against it.
 
     Raises:
         QuantizationError: it can't be quantised. The message says why and what to do.
@@ -144,7 +145,9 @@ def foresee(model: keras.Model, settings: Settings) -> None:
         ) from error
     for target in narrow:
         for reason in _for_device(quantized, target, "ptq", None, settings).verdict.reasons:
-            log.warning("%s will refuse %s once it is trained: %s", target, model.name, reason)
+            log.warning(WILL_REFUSE, target, model.name, reason)
+    for reason in espdl_deployment.foresee(quantized, noise, settings) if settings.esp_dl_quantize else ():
+        log.warning(WILL_REFUSE, settings.esp_dl_targets[0], model.name, reason)
 
 
 def _for_device(

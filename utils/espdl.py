@@ -60,6 +60,7 @@ RECIPES = {
 # ESP_DL_MODE -> recipes to try, the plainest first: it wins a draw.
 TRIED = {"ptq": ("plain", "corrected"), "tqt": ("trained",), "mixed": ("mixed", "mixed, corrected")}
 TRIED["auto"] = TRIED["ptq"] + TRIED["mixed"]
+TRIED["trial"] = ("plain",)  # what a network not yet trained is converted by
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def export(
     Args:
         network: of :func:`to_onnx`.
         target: a name in ``chips.CHIPS``.
-        mode: "ptq", "tqt", "mixed" or "auto".
+        mode: "ptq", "tqt", "mixed", "auto" or "trial".
         calibration: training pictures ``(N, H, W, C)`` uint8 that set the ranges.
         images: validation pictures ``(M, H, W, C)`` uint8 on which recipes are compared; the first one goes into the
             debug file.

@@ -50,6 +50,24 @@ def make(
         yield name, made, espdl_gate.check(chip, made.release, made.debug, images, reference, minimum)
 
 
+def foresee(quantized: keras.Model, noise: np.ndarray, settings: Settings) -> tuple[str, ...]:
+    """Why a chip would refuse a network even if it is trained well; nothing if there is no reason.
+
+    The first of ``ESP_DL_TARGETS`` speaks for all: they differ in what training decides.
+
+    Args:
+        quantized: what :func:`fake_quant.quantize` made of the untrained network.
+        noise: pictures ``(N, H, W, C)`` uint8 of anything.
+        settings: says which chip.
+    """
+    chip, reference = settings.esp_dl_targets[0], np.zeros(len(noise), int)
+    try:
+        made = espdl.export(espdl.to_onnx(quantized), chip, "trial", noise, noise, reference, {})
+    except (espdl.EspdlExportError, EspdlError) as error:
+        return (str(error),)
+    return espdl_gate.check(chip, made.release, made.debug, noise, reference, min_agreement=0).reasons
+
+
 def write(run_dir: Path, chip: str, name: str, made: Espdl, splits: Splits, threshold: float | None) -> None:
     """Writes what goes with the file ``name``: the one with test values, all scales, the project ``espdl_<chip>/``.
 
