@@ -1,6 +1,8 @@
 import argparse
+import ntpath
 import os
-from pathlib import Path
+import types
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -175,6 +177,14 @@ def test_a_folder_that_may_not_be_entered_is_named_and_no_file_in_it(tmp_path, m
     # One that is listed is named where it is read.
     listed = {"name": "x", "type": "filename", "path": str(tmp_path)}
     assert sources.with_source([listed], tmp_path, 2.0) == ([{**listed, "weight": 2.0}], "x")
+
+
+def test_folders_on_two_drives_are_apart(monkeypatch):
+    monkeypatch.setattr(sources, "os", types.SimpleNamespace(path=ntpath))
+    monkeypatch.setattr(sources, "Path", PureWindowsPath)
+    sources.check_apart(["C:\\pictures", "D:\\pictures\\a", "C:\\pictures2"])
+    with pytest.raises(SourceError, match=r"folder c:\\Pictures\\a lies in C:\\pictures: its pictures"):
+        sources.check_apart(["C:\\pictures", "c:\\Pictures\\a"])
 
 
 def test_a_listed_folder_only_gets_the_weight(tmp_path, monkeypatch):

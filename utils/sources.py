@@ -157,8 +157,8 @@ def check_apart(folders: Sequence[Path]) -> None:
         SourceError: one lies in another.
     """
     for inner, outer in itertools.permutations(folders, 2):
-        places = os.path.realpath(inner), os.path.realpath(outer)
-        if places[0] != places[1] and os.path.commonpath(places) == places[1]:
+        # os.path.commonpath() fails where the two are on different drives.
+        if Path(os.path.realpath(outer)) in Path(os.path.realpath(inner)).parents:
             raise SourceError(f"folder {inner} lies in {outer}: its pictures would count twice; give one of the two")
 
 
