@@ -52,6 +52,9 @@ def test_hours_below_a_day_that_is_the_source_are_no_meters(tmp_path):
     for hour in ("09", "13"):
         put(tmp_path / "20240131" / hour / "3.4_a.png")
     assert read(tmp_path / "20240131").meters == ("kitchen",)
+    for root in ("C:/log/20240131", r"C:\log\20240131"):
+        assert pictures.without_time(root, "13") == pictures.without_time(root, "") == ""
+        assert pictures.without_time(root, "main/20240201/07") == "main"
 
 
 def test_linked_folders_are_read_once_and_loops_end(folder, tmp_path):

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp")  # .jfif: JPEG, as browsers on Windows save it
 # Of formats that aren't read: pictures all the same, to be counted with those that are damaged, not passed over.
 NOT_READ = (".avif", ".gif", ".heic", ".heif", ".tif", ".tiff")
-# Folders that AI-on-the-edge sorts pictures into: 20240131/13; people write 2024-01-31.
-_TIME = re.compile(r"/20[0-9]{2}(-?)(0[1-9]|1[0-2])\1(0[1-9]|[12][0-9]|3[01])(/[0-2][0-9])?$")
+# Folders that AI-on-the-edge sorts pictures into: 20240131/13; people write 2024-01-31. Above a source Windows has "\".
+_TIME = re.compile(r"[/\\]20[0-9]{2}(-?)(0[1-9]|1[0-2])\1(0[1-9]|[12][0-9]|3[01])(/[0-2][0-9])?$")
 MIN_SIDE, MAX_SIDE = 4, 4096  # pixels
 MAX_FILE_BYTES = 2**27
 CACHE_VERSION = 2
