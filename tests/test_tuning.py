@@ -91,7 +91,7 @@ def fake(monkeypatch):
 
 
 def rows(found):
-    with (found.folder / "trials.csv").open(newline="") as file:
+    with (found.folder / "trials.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -152,12 +152,14 @@ def test_dropout_is_an_axis(small, splits, fake):
     assert {row["DROPOUT"] for row in rows(found)} == {"0.0", "0.3"}
 
 
-def test_a_failed_trial_has_its_error_and_no_score(small, splits, fake, driver):
-    fake.score = lambda combination: "MemoryError: too large" if combination["batch_size"] == 64 else 0.25
+def test_a_failed_trial_has_its_error_and_no_score(small, splits, fake, driver, monkeypatch):
+    # As on Windows, whose own encoding lacks most letters.
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "cp1252")
+    fake.score = lambda combination: "OSError: d:/水表" if combination["batch_size"] == 64 else 0.25
     found = tuning.search(small(tuner_optimizers=["sgd"]), splits)
     failed = [row for row in rows(found) if row["status"] == "FAILED"]
     assert [row["BATCH_SIZE"] for row in failed] == ["64", "64"]
-    assert {row["error"] for row in failed} == {"MemoryError: too large"}
+    assert {row["error"] for row in failed} == {"OSError: d:/水表"}
     assert {row["val_accuracy"] for row in failed} == {""}
     assert len(rows(found)) == 6
     assert found.stopped == ""

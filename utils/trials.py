@@ -150,7 +150,7 @@ class Search:
 
     def _write_csv(self, path: Path) -> None:
         axes = search_space.named(self.combinations[0])
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["trial", "status", *axes, self.objective, "epochs", "seconds", "error"])
             for _, row in sorted(self.rows.items()):
