@@ -16,6 +16,7 @@ INPUT_CHANNELS = 1  # 1 = grey, 3 = RGB
 # "label_file" ("labels" names a text file below "path"), "folder_structure" (one folder a class). "weight" below 1 uses
 # that share of the training pictures, in each epoch others, above 1 repeats them, 0 leaves the source out. Example:
 #   {"name": "kitchen", "type": "filename", "path": "datasets/kitchen", "weight": 1.0},
+# A path has / on Windows, too ("C:/pictures/kitchen"): behind a \ Python takes many letters for others.
 DATA_SOURCES = [
     {"name": "synthetic", "type": "synthetic", "count": 60_000, "weight": 0.33},
 ]

@@ -140,6 +140,10 @@ def test_parameters_that_contradict_each_other_are_refused():
             "EPOCHS = 30\nEpochs = 3\n",
             r"parameters\.py: write EPOCHS for Epochs, names are in capitals",
         ),
+        (
+            'EPOCHS = 3\nOUTPUT_DIR = "C:\\Users\\me"\n',
+            r"parameters\.py line 2: .* truncated \\UXXXXXXXX escape; write / for \\ in a path: OUTPUT_DIR = ",
+        ),
         ("EPOCHS = 3\n\0", r"parameters\.py: source code string cannot contain null bytes: save it as text in UTF-8"),
         (None, r"parameters\.py is missing beside the scripts"),
     ],

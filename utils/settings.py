@@ -289,7 +289,9 @@ def _slip(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.lineno is None:
         return f"parameters.py: {error.msg}: save it as text in UTF-8"
     if isinstance(error, SyntaxError):
-        return f"parameters.py line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
+        # A path of Windows as it is copied there: Python takes \U, \x and \N for the beginning of a letter's number.
+        hint = "; write / for \\ in a path" if "unicodeescape" in error.msg else ""
+        return f"parameters.py line {error.lineno}: {error.msg}{hint}: {(error.text or '').strip()}"
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == "parameters"]
     where = f" line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
     return f"parameters.py{where}: {type(error).__name__}: {error}"
