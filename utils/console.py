@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -84,7 +85,10 @@ def show(text: str) -> None:
     """Prints a result. Whoever reads may have enough ("| head"): files that are written after it come nevertheless."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        # Windows calls it an invalid argument that nobody reads.
+        if error.errno not in (errno.EPIPE, errno.EINVAL):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
