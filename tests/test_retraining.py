@@ -91,8 +91,8 @@ def test_the_meters_with_most_readings_changed_are_shown():
     for part, shares in zip(scores, (1, 2), strict=True):
         part["per_meter"] = {name: {"n": of[0], "accuracy": of[shares]} for name, of in meters.items()}
     assert retraining._meter_changes(changed) == [
-        "own/large (100 pictures): 90.0% read right before, 80.0% now",
-        "own/small (3 pictures): 100.0% read right before, 66.7% now",
+        "own/large (100 pictures): 90.0% read right before, 80.0% now by best_model.keras",
+        "own/small (3 pictures): 100.0% read right before, 66.7% now by best_model.keras",
     ]
 
 

@@ -152,6 +152,8 @@ def _meter_changes(results: dict) -> list[str]:
     largest = sorted(changes, key=lambda change: -abs(change[0]) * change[2])[:MOST_METERS]
     return [
         f"{markup.visible(meter)} ({markup.count(n, 'picture')}): {was:.1%} read {text} before, {was + change:.1%} now"
+        # The line above tells the recommended file's share, maybe of the same pictures.
+        f" by {runs.BEST_MODEL_FILE}"
         for change, meter, n, was in largest
         if change
     ]
