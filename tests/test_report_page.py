@@ -117,6 +117,18 @@ def test_all_sections_and_their_figures(run):
     assert page.count("<img class='chart'") == 5
 
 
+def test_of_a_lesson_no_weighted_pictures_are_told(run):
+    complete(run)
+    change(run, lambda results, cellar: results["data"].update(training_pictures=1654))
+    told = page_of(run)
+    assert "training, weighted" in told and ">1,600<" in told and ">1654<" in told
+    (run / "training_log.csv").unlink()
+    change(run, lambda results, cellar: results.update(training={"strategy": "full", "new_share_of_a_batch": 0.5}))
+    told = page_of(run)
+    assert "weighted" not in told and ">1,600<" not in told and ">1654<" not in told
+    assert ">800<" in told and "new share of a batch</dt><dd>0.5<" in told
+
+
 def test_a_score_says_whose_pictures_it_is_of(run):
     change(run, lambda results, cellar: cellar.update(per_source={"cellar": {"n": 1300}}))
     test = json.loads((run / "results.json").read_text())["files"]["m.tflite"]["sets"]["cellar"]

@@ -181,8 +181,12 @@ def _devices(run: Run) -> str:
 def _data(run: Run) -> str:
     data = run.results["data"]
     names = ["pictures", "training", "training_weighted", "validation", "measured"]
-    rows = [[one["name"], *map(one.get, names), _counted(one["skipped"])] for one in data["sources"]]
     facts = {name: value for name, value in data.items() if not isinstance(value, list | dict)}
+    if "strategy" in run.results["training"]:
+        # A lesson has no epochs of weighted pictures: what is new has its share of each batch, told under "Settings".
+        names.remove("training_weighted")
+        facts.pop("training_pictures", None)
+    rows = [[one["name"], *map(one.get, names), _counted(one["skipped"])] for one in data["sources"]]
     heading = ["source", *(name.replace("_", ", ") for name in names), "skipped"]
     return markup.table("Pictures of each source", heading, rows) + _facts(facts)
 
