@@ -1,4 +1,5 @@
 import logging
+import os
 import time
 import unicodedata
 from types import SimpleNamespace
@@ -197,6 +198,16 @@ def test_label_file_may_not_leave_the_folder(folder, tmp_path, name):
     name = name.format(absolute=tmp_path / "outside.png")
     with pytest.raises(SourceError, match=r"data source 'kitchen': labels.txt line 2: .*outside.png lies outside"):
         read_lines(folder, f"a.png 3.4\n{name} 3.4\n")
+
+
+def test_an_absolute_path_is_refused_without_a_look_there(folder, monkeypatch):
+    # Of Windows: looking at //server/share logs on to that server.
+    put(folder / "a.png")
+    for looks in ("realpath", "islink"):
+        look = getattr(os.path, looks)
+        monkeypatch.setattr(os.path, looks, lambda path, look=look: pytest.fail() if "server" in path else look(path))
+    with pytest.raises(SourceError, match=r"//server/share/a.png lies outside the folder"):
+        read_lines(folder, "//server/share/a.png\t3.4")
 
 
 def test_links_may_not_leave_the_folder(folder, tmp_path):

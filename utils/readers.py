@@ -287,6 +287,13 @@ def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
 
 def _locate(source: DataSource, root: str, where: str, named: str, resolve: Callable[[str], str]) -> File | None:
     """The picture a line names, None if there is none; SourceError for every way out of the source's folder."""
+    below = os.path.join(resolve(root), "")
+    outside = f"{where}: {named} lies outside the folder {source.path}; copy the picture into it and name it from there"
+    if os.path.isabs(named):
+        # Nothing is looked up: on Windows \\server\x would log on to a stranger's machine.
+        known = os.path.normpath(named).startswith((below, os.path.join(os.path.abspath(root), "")))
+        inside = f"{where}: {named} is an absolute path; name it from the folder {source.path} on"
+        raise _error(source, inside if known else outside)
     folders = dict.fromkeys((os.path.dirname(source.labels), "images"))
     # Archives packed on macOS have an accent behind its letter, which looks the same as a letter with an accent.
     spelt = dict.fromkeys([named, *(unicodedata.normalize(form, named) for form in ("NFC", "NFD"))])
@@ -295,13 +302,8 @@ def _locate(source: DataSource, root: str, where: str, named: str, resolve: Call
         above, last = os.path.split(os.path.join(root, name))
         place = os.path.join(resolve(above), last)
         real = os.path.realpath(place) if os.path.islink(place) else place
-        below = os.path.join(resolve(root), "")
-        inside = os.path.join(real, "").startswith(below)
-        if os.path.isabs(named) and os.path.realpath(named).startswith(below):
-            raise _error(source, f"{where}: {named} is an absolute path; name it from the folder {source.path} on")
-        if os.path.isabs(named) or name.split("/")[0] == ".." or not inside:
-            mend = "copy the picture into it and name it from there"
-            raise _error(source, f"{where}: {named} lies outside the folder {source.path}; {mend}")
+        if name.split("/")[0] == ".." or not os.path.join(real, "").startswith(below):
+            raise _error(source, outside)
         with contextlib.suppress(OSError):
             status = os.stat(place)
             if stat.S_ISREG(status.st_mode):
