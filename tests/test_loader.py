@@ -39,6 +39,13 @@ def test_same_seed_same_split_other_seed_other_split(tiny):
     np.testing.assert_array_equal(first.train, again.train)
 
 
+def test_folders_are_read_before_digits_are_drawn(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "draw", lambda *_: pytest.fail("60,000 take a minute"))
+    drawn = {"name": "drawn", "type": "synthetic", "count": 60_000}
+    with pytest.raises(SourceError, match=r"'own': folder .*missing not found"):
+        loader.load(tiny(data_sources=[drawn], test_sources=[source(tmp_path / "missing")]))
+
+
 def test_a_corrected_label_makes_other_data_of_the_same_split(tiny, picture_folder):
     folder = picture_folder("own", {"a": 40})
     given = {path.name: path.name[:3] for path in sorted((folder / "a").iterdir())}

@@ -144,10 +144,12 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
     # Two sources of drawn digits would be alike with one seed; and what is only measured on may not be drawn as what a
     # model was trained on once, with other DATA_SOURCES.
     seeds = {n: settings.seed + rank + TEST_SEED * (n >= len(used)) for rank, n in enumerate(drawn)}
-    read = [
-        readers.read(source, *settings.input_shape, settings.nb_classes, seeds.get(i, settings.seed))
-        for i, source in enumerate(declared)
-    ]
+    found = {}
+    # Folders first: what is wrong with one is said before digits are drawn, which may take a minute.
+    for i in sorted(range(len(declared)), key=drawn.__contains__):
+        seed = seeds.get(i, settings.seed)
+        found[i] = readers.read(declared[i], *settings.input_shape, settings.nb_classes, seed)
+    read = [found[i] for i in range(len(declared))]
     pool = _pool(read, settings.nb_classes)
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
