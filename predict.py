@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from utils import console, prediction, recognizers
+from utils import console, encodings, prediction, recognizers
 from utils import settings as settings_module
 from utils.errors import exit_code
 
@@ -21,25 +21,31 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="one JSON object a line instead of text")
     add("--save", type=console.path, metavar="DIR", help="copy the unsure pictures there as <reading>_<name>")
     add("--threshold", type=console.share, metavar="X", help="unsure below it; else as the run recommends, or 0.9")
+    ranges = {pixels.name: pixels for pixels in encodings.TRIED}
+    what = "what a pixel is to a model whose file doesn't say: --pixels=0..255, =0..1 or =-1..1"
+    add("--pixels", choices=ranges, metavar="RANGE", help=what)
     console.add_common_arguments(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.pixels = ranges.get(arguments.pixels)
+    return arguments
 
 
 def predict(arguments: argparse.Namespace) -> int:
     settings = settings_module.load(**settings_module.parse_assignments(arguments.set))
     console.set_up(arguments.debug)
     files = [file for path in arguments.pictures for file in prediction.find_pictures(path, without=arguments.save)]
-    model = recognizers.load(arguments.model, Path(settings.output_dir))
+    model = recognizers.load(arguments.model, Path(settings.output_dir), arguments.pixels)
     if arguments.save:
         prediction.open_folder(arguments.save)
     threshold = next(x for x in (arguments.threshold, model.threshold, prediction.THRESHOLD) if x is not None)
-    if not model.facts.known:
+    said = model.facts.pixels.name
+    if arguments.pixels and model.facts.known and said != arguments.pixels.name:
+        log.warning("%s says itself that a pixel is %s to it: --pixels is passed over", model.file, said)
+    if not (model.facts.known or arguments.pixels):
         log.warning(
             "%s does not say which numbers stand for pixels; %s is assumed. If nearly all readings are wrong, however "
-            "sure, it takes others: benchmark.py tells which by labelled pictures; put a Rescaling to them first "
-            "(1/255 for 0..1) and save or convert the model anew",
-            model.file,
-            model.facts.pixels.name,
+            "sure, it takes others: --pixels=0..1 or --pixels=-1..1; benchmark.py tells which by labelled pictures",
+            *(model.file, said),
         )
     readings = prediction.read(model, files)
     if arguments.json:
