@@ -275,8 +275,11 @@ def _test_values(graph, vector: np.ndarray, nodes: tuple[Node, ...]) -> dict:
     values = generate_test_value(graph, "cpu", [torch.from_numpy(vector)], names)
     for node in nodes:
         if node.outputs[0] not in graph.variables:
-            # A change of scale that the exporter has put in: the same value, which it rounds anew.
-            values["outputs"][node.outputs[0]] = values["outputs"][node.inputs[0]]
+            # What the exporter has put in: a change of scale is the same value, which it rounds anew; so is one to
+            # channels first, as which values are given here.
+            value = values["outputs"][node.inputs[0]]
+            to_last = node.operator == "Transpose" and node.attributes["perm"] == (0, 2, 3, 1)
+            values["outputs"][node.outputs[0]] = value.permute(0, 2, 3, 1) if to_last else value
     return values
 
 
