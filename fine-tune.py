@@ -26,7 +26,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data_ratio", type=console.share, default=0.1, metavar="X", help="share of the original data kept (0.1)")
     add("--augmented_ratio", type=console.share, default=0.9, metavar="X", help="share of it much changed (0.9)")
     add("--learning_rate_multiplier", type=console.positive, default=0.1, metavar="X", help="of LEARNING_RATE (0.1)")
-    add("--epochs", type=int, choices=range(1, 1001), default=8, metavar="N", help="of 50 batches each (8)")
+    add("--epochs", type=console.count, default=8, metavar="N", help="of 50 batches each (8)")
     console.add_common_arguments(parser)
     return parser.parse_args(argv)
 

@@ -296,6 +296,7 @@ DIGITS_ON_THE_EDGE = [ZOO_DIGITS, "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
         ("fine-tune.py", ["--model_path", "README.md"], "README.md"),
         ("fine-tune.py", ["--data_ratio", "1.5"], "1.5 is not from 0 to 1"),
         ("fine-tune.py", ["--strategy", "all"], "invalid choice: 'all'"),
+        ("fine-tune.py", ["--epochs", "0"], "--epochs: needs a number of at least 1"),
         ("fine-tune.py", ["--set", "OUTPUT_DIR=/nowhere"], "no finished run"),
         ("fine-tune.py", ["--model_path", ZOO_DIGITS, "--data", "tests", "--data", "."], "folder tests lies in .: its"),
         ("fine-tune.py", ["--model_path", *DIGITS_ON_THE_EDGE], "NB_CLASSES = 10: ai_on_the_edge in DEPLOY_TARGETS"),
@@ -335,6 +336,7 @@ DIGITS_ON_THE_EDGE = [ZOO_DIGITS, "--set", "DEPLOY_TARGETS=['ai_on_the_edge']"]
         ("retrain.py", ["--bad_images_dir", "nowhere", "--model_path", ZOO_DIGITS], "folder nowhere not found"),
         ("retrain.py", ["--bad_images_dir", "tests", "--model_path", *DIGITS_ON_THE_EDGE], "NB_CLASSES = 10: ai_on_"),
         ("retrain.py", ["--bad_images_dir", "tests", "--lr", "-1"], "-1 is not above 0"),
+        ("retrain.py", ["--bad_images_dir", "tests", "--epochs", "0"], "--epochs: needs a number of at least 1"),
         ("retrain.py", ["--bad_images_dir", "tests", "--set", "RETRAIN_MAX_DROP=-1"], "accepted are 0..100"),
     ],
 )
