@@ -23,7 +23,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="pictures of the new meter; repeatable",
     )
     add("--strategy", choices=STRATEGIES, default="full", help="what is trained; feature_extractor: the dense layers")
-    add("--data_ratio", type=console.share, default=0.1, metavar="X", help="share of the original data kept (0.1)")
+    add("--data_ratio", type=console.share, default=0.1, metavar="X", help="share of DATA_SOURCES replayed (0.1)")
     add("--augmented_ratio", type=console.share, default=0.9, metavar="X", help="share of it much changed (0.9)")
     add("--learning_rate_multiplier", type=console.positive, default=0.1, metavar="X", help="of LEARNING_RATE (0.1)")
     add("--epochs", type=console.count, default=8, metavar="N", help="of 50 batches each (8)")
