@@ -17,7 +17,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model_path", type=Path, metavar="FILE", help="a .keras file or a run folder; without it the newest run")
     add("--bad_images_dir", type=console.path, required=True, metavar="DIR", help="the pictures, rightly labelled")
-    add("--weight", type=sources.weight, default=NEW_WEIGHT, metavar="X", help="of each of them (300)")
+    add("--weight", type=sources.weight, default=NEW_WEIGHT, metavar="X", help="how often each of them counts (300)")
     add("--epochs", type=console.count, default=8, metavar="N", help="of 50 batches each (8)")
     add("--lr", type=console.positive, default=0.0001, metavar="X", help="learning rate (0.0001)")
     console.add_common_arguments(parser)
