@@ -471,7 +471,8 @@ def _log_facts(facts: dict, in_epochs: bool) -> None:
         groups = markup.count(conflicts["groups"], "group")
         log.warning("identical pictures with two labels: %s, for example %s", groups, first)
     if missing := facts["classes_without_training_picture"]:
-        log.warning("no training picture of %s: these can't be learnt", ", ".join(missing))
+        then = "these can't be learnt" if in_epochs else "nothing new is learnt of these"
+        log.warning("no training picture of %s: %s", ", ".join(missing), then)
 
 
 def _fingerprint(pool: Pool, train: np.ndarray, validation: np.ndarray, measured: dict[str, np.ndarray]) -> str:

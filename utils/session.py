@@ -233,8 +233,8 @@ def _settled_confidence(lesson: Lesson, splits: Splits) -> float | None:
     settled = lesson.confidence if photographs < confidence.ENOUGH else None
     if settled is not None:
         log.info(
-            "only %d of %d validation pictures are photographs: the recommended confidence stays %g",
-            *(photographs, len(pictures), settled),
+            "only %d validation pictures are photographs, it takes %d: the recommended confidence stays %g",
+            *(photographs, confidence.ENOUGH, settled),
         )
     return settled
 
