@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
 
 from utils.settings import Settings, SettingsError
 
@@ -23,23 +22,14 @@ PACKAGES = ("torch", "esp_ppq", "tf2onnx", "onnx", "onnxsim", "onnxruntime")
 INSTALL = "pip install -r requirements-espdl.txt"
 
 
-@dataclass(frozen=True)
-class Chip:
-    """One chip; ``accumulator_bits``: how wide its kernels add up products of int8 and of int16 numbers."""
-
-    name: str
-    accumulator_bits: dict[str, int]
-
-
-# The S3's vector unit has accumulators of 20 bits a lane; esp-ppq does not know that they can overflow.
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("esp32", {"int8": 32, "int16": 64}),
-        Chip("esp32s3", {"int8": 20, "int16": 40}),
-        Chip("esp32p4", {"int8": 32, "int16": 40}),
-    )
+# How wide each chip's kernels add up products of int8 and of int16 numbers. The S3's vector unit has accumulators of 20
+# bits a lane; esp-ppq does not know that they can overflow.
+ACCUMULATOR_BITS = {
+    "esp32": {"int8": 32, "int16": 64},
+    "esp32s3": {"int8": 20, "int16": 40},
+    "esp32p4": {"int8": 32, "int16": 40},
 }
+CHIPS = tuple(ACCUMULATOR_BITS)
 
 
 def check(settings: Settings) -> None:
@@ -53,8 +43,7 @@ def check(settings: Settings) -> None:
     if not settings.esp_dl_targets:
         raise SettingsError(f"ESP_DL_TARGETS is empty: give at least one of {', '.join(CHIPS)}")
     for name in settings.esp_dl_targets:
-        # A list, as an unhashable name can't be looked up in the dict.
-        if name not in list(CHIPS):
+        if name not in CHIPS:
             raise SettingsError(f"ESP_DL_TARGETS: unknown target {name!r}: known are {', '.join(CHIPS)}")
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         # Nothing is written here: --resume with TensorFlow does it, and asks again.

@@ -78,7 +78,7 @@ def _executed(
         yield f"it reads {agreement:.1%} of the pictures like the Keras model; {min_agreement:.1%} are needed"
     peaks = espdl_run.accumulator_peaks(model, (images.astype(np.int16) - 128).astype(np.int8))
     for node in model.nodes:
-        bits = chips.CHIPS[target].accumulator_bits.get(model.values[node.inputs[0]].dtype)
+        bits = chips.ACCUMULATOR_BITS[target].get(model.values[node.inputs[0]].dtype)
         if node.name in peaks and peaks[node.name] >= 2 ** (bits - 1):
             yield f"{node.name} adds up to {peaks[node.name]:,}, beyond the accumulators of {bits} bits"
 
