@@ -56,7 +56,7 @@ def fine_tune(arguments: argparse.Namespace) -> int:
     )
     # What can't be taught is refused before the pictures are read.
     lesson = session.prepare(model_file, plan, settings)
-    splits = loader.load(settings, new, aside_from=100, learnt=runs.learnt(model_file))
+    splits = loader.load(settings, new, aside_from=100, model_file=model_file)
     outcome = session.fine_tune(lesson, settings, splits)
     print(session.summary([outcome]))
     unmeasured = [name for name in new if loader.aside_of(name) not in splits.measured]

@@ -41,7 +41,7 @@ def retrain(arguments: argparse.Namespace) -> int:
     plan = Plan(new=(name,), weight=weight, learning_rate=arguments.lr, epochs=arguments.epochs)
     # What can't be taught is refused before the pictures are read.
     lesson = session.prepare(model_file, plan, settings)
-    splits = loader.load(settings, [name], aside_from=20, learnt=runs.learnt(model_file))
+    splits = loader.load(settings, [name], aside_from=20, model_file=model_file)
     outcome, judgement = retraining.retrain(lesson, settings, splits)
     print(session.summary([outcome]))
     print(retraining.summary(outcome, judgement))

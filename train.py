@@ -52,7 +52,7 @@ def train(arguments: argparse.Namespace) -> int:
         runs.check_output(settings)
         model_choice.check_named(settings, *names, searching=arguments.use_tuner)
     # The pictures come before TensorFlow: what is wrong with them should not take its seconds to say.
-    splits = loader.load(settings, learnt=runs.learnt(model_choice.start(settings))) if fresh else None
+    splits = loader.load(settings, model_file=model_choice.start(settings)) if fresh else None
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import catalog, session, tuning
 

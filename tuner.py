@@ -38,7 +38,7 @@ def tune(arguments: argparse.Namespace) -> int:
     runs.check_output(settings)
     names = search_space.architectures(settings, search_space.axes(settings))
     model_choice.check_named(settings, *names, searching=True)
-    splits = loader.load(settings, learnt=runs.learnt(model_choice.start(settings)))
+    splits = loader.load(settings, model_file=model_choice.start(settings))
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import tuning
 

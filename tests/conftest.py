@@ -144,7 +144,7 @@ def no_pictures(monkeypatch):
     """A door called in this process must refuse what it is given before it reads a picture."""
     from utils import console, loader
 
-    monkeypatch.setattr(loader, "load", lambda settings: pytest.fail("pictures were read"))
+    monkeypatch.setattr(loader, "load", lambda *_, **__: pytest.fail("pictures were read"))
     monkeypatch.setattr(console, "set_up", lambda debug: None)
 
 

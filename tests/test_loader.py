@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_digit
-from utils import labels, loader, synthetic
+from utils import labels, loader, runs, synthetic
 from utils.loader import DataError
 from utils.sources import SourceError
 
@@ -20,6 +20,12 @@ def clusters_of(splits, indices):
     from utils import twins
 
     return set(twins.twin_clusters(np.concatenate(splits.pool.arrays))[indices].tolist())
+
+
+def taught(folder, marks):
+    """The model of a run that has learnt these pictures by its record."""
+    runs.save_learnt(folder, marks)
+    return folder / runs.BEST_MODEL_FILE
 
 
 def parts(splits):
@@ -554,14 +560,14 @@ def test_what_a_model_has_learnt_of_a_meter_is_not_kept_aside_when_more_pictures
     shutil.copytree(tmp_path / "new", tmp_path / "moved")
     further = added(tmp_path / "moved", 70)
     own[-1] = source(tmp_path / "moved", "new")
-    kept = {}
-    for learnt in (loader.NO_MARKS, before.learnt):
-        splits = loader.load(tiny(data_sources=own), ["new"], 100, learnt)
+    kept = []
+    for model_file in (None, taught(tmp_path, before.learnt)):
+        splits = loader.load(tiny(data_sources=own), ["new"], 100, model_file)
         aside = splits.measured["new (kept aside)"]
         assert np.isin(np.setdiff1d(np.arange(240, 360), aside), splits.train).all()
-        kept[len(learnt)] = {splits.pool.files[index].split("/")[-1] for index in aside}
+        kept.append({splits.pool.files[index].split("/")[-1] for index in aside})
     assert len(kept[0]) == 36
-    assert kept[len(before.learnt)] == kept[0] & further < kept[0]
+    assert kept[1] == kept[0] & further < kept[0]
 
 
 def test_what_a_model_has_learnt_is_not_tested_when_its_source_shrinks(tiny, picture_folder, tmp_path, caplog):
@@ -572,13 +578,13 @@ def test_what_a_model_has_learnt_is_not_tested_when_its_source_shrinks(tiny, pic
     after = loader.load(tiny(data_sources=own, test_share=0.4))
     flattering = np.isin(after.marks[after.measured["test"]], before.learnt)
     assert 0 < flattering.sum() < 0.2 * len(flattering)
-    mended = loader.load(tiny(data_sources=own, test_share=0.4), learnt=before.learnt)
+    mended = loader.load(tiny(data_sources=own, test_share=0.4), model_file=taught(tmp_path, before.learnt))
     np.testing.assert_array_equal(mended.measured["test"], after.measured["test"][~flattering])
     assert np.isin(after.measured["test"][flattering], mended.train).all()
     assert f"{flattering.sum()} pictures are not measured on: the model has learnt them or their twins" in caplog.text
 
 
-def test_split_by_image_what_was_measured_on_is_measured_on_again(tiny, picture_folder):
+def test_split_by_image_what_was_measured_on_is_measured_on_again(tiny, picture_folder, tmp_path):
     folder = picture_folder("own", {"a": 60})
     for path in sorted((folder / "a").iterdir()):
         # Near, but no copy.
@@ -586,39 +592,40 @@ def test_split_by_image_what_was_measured_on_is_measured_on_again(tiny, picture_
     own = [source(folder)]
     before = loader.load(tiny(data_sources=own, split_by="image"))
     new = source(picture_folder("new", {"b": 20}, seed=3), "new")
-    for learnt in (loader.NO_MARKS, before.learnt):
-        after = loader.load(tiny(data_sources=[*own, new], split_by="image"), ["new"], 20, learnt)
+    for model_file in (None, taught(tmp_path, before.learnt)):
+        after = loader.load(tiny(data_sources=[*own, new], split_by="image"), ["new"], 20, model_file)
         np.testing.assert_array_equal(after.measured["test"], before.measured["test"])
     assert clusters_of(after, after.train) & clusters_of(after, after.measured["test"])
 
 
-def test_a_test_part_that_the_model_has_learnt_is_refused_with_what_to_do(tiny, picture_folder):
+def test_a_test_part_that_the_model_has_learnt_is_refused_with_what_to_do(tiny, picture_folder, tmp_path):
     own = source(picture_folder("own", {"a": 60}))
     before = loader.load(tiny(data_sources=[own]))
-    learnt = np.union1d(before.learnt, before.marks[before.measured["test"]])
+    model_file = taught(tmp_path, np.union1d(before.learnt, before.marks[before.measured["test"]]))
     with pytest.raises(DataError, match=r"has learnt all that TEST_SHARE holds out .* or set TEST_SHARE = 0 and list"):
-        loader.load(tiny(data_sources=[own]), learnt=learnt)
+        loader.load(tiny(data_sources=[own]), model_file=model_file)
     tested = [source(picture_folder("tested", {"b": 20}, seed=3), "tested")]
-    splits = loader.load(tiny(data_sources=[own], test_share=0, test_sources=tested), learnt=learnt)
+    splits = loader.load(tiny(data_sources=[own], test_share=0, test_sources=tested), model_file=model_file)
     assert list(splits.measured) == ["tested"]
 
 
-def test_what_is_kept_aside_is_learnt_if_the_model_knows_nearly_all(tiny, picture_folder):
+def test_what_is_kept_aside_is_learnt_if_the_model_knows_nearly_all(tiny, picture_folder, tmp_path):
     own = [*tiny().data_sources, source(picture_folder("new", {"a": 60}), "new")]
     splits = loader.load(tiny(data_sources=own), ["new"], 60)
     aside = splits.measured["new (kept aside)"]
     for unknown, left in ((3, 3), (2, 0)):
-        again = loader.load(tiny(data_sources=own), ["new"], 60, splits.marks[aside[unknown:]])
+        model_file = taught(tmp_path, splits.marks[aside[unknown:]])
+        again = loader.load(tiny(data_sources=own), ["new"], 60, model_file)
         assert len(again.measured.get("new (kept aside)", [])) == left
 
 
-def test_test_sources_that_a_model_has_learnt_are_told(tiny, picture_folder, caplog):
+def test_test_sources_that_a_model_has_learnt_are_told(tiny, picture_folder, tmp_path, caplog):
     folder = picture_folder("own", {"a": 60})
     before = loader.load(tiny(data_sources=[source(folder)]))
     again = tiny(test_sources=[source(folder)])
     loader.load(again)
     assert "flatter" not in caplog.text
-    splits = loader.load(again, learnt=before.learnt)
+    splits = loader.load(again, model_file=taught(tmp_path, before.learnt))
     assert len(splits.measured["own"]) == 60
     assert "54 pictures of TEST_SOURCES flatter the model: it has learnt them or their twins" in caplog.text
     assert splits.facts["learnt_before_of_test_sources"] == 54

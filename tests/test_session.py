@@ -347,11 +347,11 @@ def test_resume_leaves_a_run_alone_that_was_finished_meanwhile(tiny, monkeypatch
     (run_dir,) = runs.Path(settings.output_dir).iterdir()
     load, finished = loader.load, []
 
-    def load_slowly(settings, learnt):
+    def load_slowly(settings, model_file):
         if not finished:
             finished.append(True)
             finished.append(session.resume(run_dir, session.Options()))
-        return load(settings, learnt=learnt)
+        return load(settings, model_file=model_file)
 
     monkeypatch.setattr(loader, "load", load_slowly)
     outcome = session.resume(run_dir, session.Options())
@@ -414,14 +414,14 @@ def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
     settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, own])
     runs.save_settings(tmp_path, settings, "cnn32", "")
     if recorded:
-        runs.save_learnt(tmp_path, loader.NO_MARKS)
+        runs.save_learnt(tmp_path, np.empty(0, np.uint64))
     model = tmp_path / runs.BEST_MODEL_FILE
     if since:
         (tmp_path / "since").mkdir()
         begun = tiny(start_from=str(tmp_path) if since == "START_FROM" else "")
         taught = {since: str(model)} if since == "fine_tuned_from" else {}
         runs.save_settings(tmp_path / "since", begun, "cnn32", "", **taught)
-        runs.save_learnt(tmp_path / "since", loader.NO_MARKS)
+        runs.save_learnt(tmp_path / "since", np.empty(0, np.uint64))
         model = tmp_path / "since" / runs.BEST_MODEL_FILE
     again = dataclasses.replace(
         settings, data_sources=[*settings.data_sources[:-1], {**own, "path": str(tmp_path / data), "weight": 300.0}]

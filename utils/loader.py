@@ -6,22 +6,21 @@ import logging
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from utils import labels, markup, readers, sources, splitting, twins
+from utils import labels, markup, readers, runs, sources, splitting, twins
 from utils.errors import UserError
 from utils.settings import Settings
 from utils.sources import DataSource, SourceData
 
 log = logging.getLogger(__name__)
 
-
 ASIDE_SUFFIX = " (kept aside)"
 TEST_SEED = 2**31  # added to SEED where drawn digits are only measured on: SEED has none as large
 ASIDE_SHARE = 0.3  # of the pictures of a new meter, where there are enough to keep some aside
 MIN_ASIDE_CLUSTERS = 10  # of fewer groups of twins none are kept aside: the share of them would measure nothing
-NO_MARKS = np.empty(0, np.uint64)
 
 Turns = tuple[tuple[np.ndarray, int], ...]
 
@@ -121,7 +120,7 @@ def aside_of(source: str) -> str:
     return source + ASIDE_SUFFIX
 
 
-def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, learnt: np.ndarray = NO_MARKS) -> Splits:
+def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, model_file: Path | None = None) -> Splits:
     """Reads ``DATA_SOURCES`` and ``TEST_SOURCES``, splits the former, weights its training part.
 
     Args:
@@ -130,14 +129,16 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, lea
             there are at least ``aside_from`` in ten groups of twins; then 30 % of them are kept aside, twins together,
             and measured on under the name that :func:`aside_of` gives.
         aside_from: see there; 0 where a model is trained anew.
-        learnt: marks of what the trained model has learnt already, :attr:`Splits.learnt`: of ``DATA_SOURCES``, neither
-            these pictures nor their twins are measured on; split by image, old ones are measured on with twins, and
-            all of them where a model is trained anew.
+        model_file: the trained model to begin with: of ``DATA_SOURCES``, neither pictures that it has learnt by its
+            run's record (:func:`runs.learnt`) nor their twins are measured on; split by image, old ones are measured on
+            with twins, and all of them where a model is trained anew.
 
     Raises:
+        RunError: that record is damaged.
         SourceError: a source is missing, empty or damaged.
         DataError: the split leaves a part empty, or fewer than two classes to train.
     """
+    learnt = runs.learnt(model_file)
     used, tested = _parse(settings)
     declared = (*used, *tested)
     drawn = [i for i, source in enumerate(declared) if source.type == "synthetic"]

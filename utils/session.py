@@ -144,7 +144,7 @@ def resume(run_dir: Path, options: Options) -> Outcome:
     devices.check(settings)
     try:
         # What the run began with may be gone; its own record has what that had learnt.
-        splits = loader.load(settings, learnt=runs.learnt(run_dir / runs.BEST_MODEL_FILE))
+        splits = loader.load(settings, model_file=run_dir / runs.BEST_MODEL_FILE)
     except SourceError as error:
         where = "this run's own settings name it; relative paths are taken from the folder it was started in"
         raise loader.DataError(f"{error} ({where}: start --resume there)") from error
@@ -306,7 +306,7 @@ def _to_flash(results: dict) -> list[str]:
 
 def _in_process(name: str, settings: Settings, options: Options) -> Outcome:
     console.set_up(options.debug)
-    splits = loader.load(settings, learnt=runs.learnt(model_choice.start(settings)))
+    splits = loader.load(settings, model_file=model_choice.start(settings))
     return _attempt(name, settings, options, splits)
 
 
