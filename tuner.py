@@ -51,8 +51,8 @@ def tune(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    return exit_code("tuner.py", lambda: tune(arguments), "interrupted; the same command goes on where it was")
+    hint = "interrupted; the same command goes on where it was"
+    return exit_code("tuner.py", lambda: tune(parse_arguments(argv)), hint)
 
 
 if __name__ == "__main__":
