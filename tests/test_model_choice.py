@@ -125,7 +125,7 @@ def test_a_model_of_a_run_says_what_labels_and_split_it_was_trained_on(trained_r
 def test_what_a_models_run_adds_to_contradicting_settings_is_said(trained_run, tmp_path):
     outcome, settings, _ = trained_run
     (tmp_path / "a.keras").write_bytes((outcome.run_dir / runs.BEST_MODEL_FILE).read_bytes())
-    saved = {**json.loads(settings_module.to_json(settings)), "test_share": 0, "seed": 7}
+    saved = {**dataclasses.asdict(settings), "test_share": 0, "seed": 7}
     (tmp_path / runs.SETTINGS_FILE).write_text(json.dumps({"settings": saved}))
     given = {"label_spread": 0.0}
     with pytest.raises(settings_module.SettingsError) as refused:

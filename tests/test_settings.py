@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from utils import settings as settings_module
 from utils.settings import Settings, SettingsError, from_dict, load, parse_assignments
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def test_defaults_are_valid_and_as_documented():
 def test_settings_survive_json():
     settings = load(epochs=3, deploy_targets=("esphome",), data_sources=[{"name": "a", "path": Path("x")}])
     assert (settings.deploy_targets, settings.data_sources) == (["esphome"], [{"name": "a", "path": "x"}])
-    assert from_dict(settings_module.json.loads(settings_module.to_json(settings))) == settings
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from utils import (
     temperature,
     training,
 )
-from utils import settings as settings_module
 from utils.espdl import Espdl
 from utils.gate import Verdict
 from utils.loader import Splits
@@ -208,7 +208,7 @@ def write_papers(
 
     All files get the recommended confidence ``threshold``, 0..1 or None; ``scores`` say what each reads with it.
     """
-    settings_hash = hashlib.sha256(settings_module.to_json(settings).encode()).hexdigest()
+    settings_hash = hashlib.sha256(json.dumps(dataclasses.asdict(settings), indent=2).encode()).hexdigest()
     entries = []
     for file in files:
         # With USE_QAT, the file that devices get may be the one from before that training.

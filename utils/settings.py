@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import difflib
 import importlib
-import json
 import math
 import os
 import sys
@@ -275,11 +274,6 @@ def checked(field: str, value: Any) -> Any:
     if field == "output_dir" and (not value or "\0" in value or os.path.isfile(value)):
         raise SettingsError(f"{name} = {value!r}: needs the path of a folder")
     return value
-
-
-def to_json(settings: Settings) -> str:
-    """The settings as indented JSON, readable back with ``from_dict(json.loads(...))``."""
-    return json.dumps(dataclasses.asdict(settings), indent=2)
 
 
 def _slip(error: Exception) -> str:
