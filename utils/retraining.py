@@ -126,9 +126,8 @@ def _points(lost: int, n: int) -> str:
 
 
 def _right(logits: np.ndarray, splits: Splits, indices: np.ndarray) -> float:
-    nb_classes = splits.pool.nb_classes
-    scores = evaluation.metrics(logits.argmax(axis=1), splits.pool.tenths[indices], nb_classes)
-    return scores[_score(nb_classes)[0]]
+    right = labels.alike(logits.argmax(axis=1), splits.pool.classes(indices), splits.pool.nb_classes)
+    return round(float(right.mean()), 6)
 
 
 def _warn(splits: Splits, bad: np.ndarray) -> None:

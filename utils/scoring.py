@@ -12,9 +12,8 @@ from utils.loader import Splits
 
 def reading(splits: Splits, indices: np.ndarray, logits: np.ndarray) -> Readings:
     """Judges the logits ``(N, nb_classes)`` of the pictures ``indices``."""
-    nb_classes = splits.pool.nb_classes
-    judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[indices], nb_classes)
-    return Readings(confidence.of(logits), judged[labels.main_metric(nb_classes)])
+    right = labels.alike(logits.argmax(axis=1), splits.pool.classes(indices), splits.pool.nb_classes)
+    return Readings(confidence.of(logits), right)
 
 
 def readings(splits: Splits, logits: np.ndarray) -> dict[str, Readings]:

@@ -67,8 +67,8 @@ def fold(model: keras.Model, splits: Splits, settings: Settings, like: keras.Mod
 def _asked(model: keras.Model, splits: Splits, settings: Settings) -> float | None:
     pictures = splits.different_validation
     logits = evaluation.keras_logits(model, splits.pool.images(pictures))
-    judged = evaluation.judge(logits.argmax(axis=1), splits.pool.tenths[pictures], settings.nb_classes)
-    return confidence.temperature(logits, judged[labels.main_metric(settings.nb_classes)])
+    right = labels.alike(logits.argmax(axis=1), splits.pool.classes(pictures), settings.nb_classes)
+    return confidence.temperature(logits, right)
 
 
 def taken_out(model: keras.Model, splits: Splits, settings: Settings) -> keras.Model:
