@@ -28,10 +28,10 @@ LAYERS = {
     ],
     4: [
         *("utils.trials", "utils.loader", "utils.gate", "utils.export", "utils.model_archive", "utils.frontier"),
-        *("utils.report", "utils.metering", "utils.benchmark_pictures"),
+        *("utils.report", "utils.metering"),
     ],
     5: [
-        *("utils.model_files", "utils.evaluation", "utils.manifest", "utils.golden"),
+        *("utils.model_files", "utils.evaluation", "utils.manifest", "utils.golden", "utils.benchmark_pictures"),
         *("utils.espdl_gate", "utils.oracle", "utils.charts", "utils.worst_readings", "utils.catalog"),
     ],
     6: [

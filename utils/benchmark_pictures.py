@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import pictures, readers, sources, twins
+from utils import loader, pictures, readers, sources, twins
 from utils.sources import DataSource
 
 log = logging.getLogger(__name__)
@@ -67,13 +67,11 @@ def load(declared: Sequence[str]) -> Pictures:
             entries.append({"name": SYNTHETIC, "type": SYNTHETIC, "count": SYNTHETIC_COUNT})
     parsed = tuple(DataSource.from_dict(entry, "--data") for entry in entries)
     read = _read(parsed, *DRAWN_SHAPE)
-    names = [f"{part.name}/{meter}" for part in read for meter in part.meters]
-    starts = np.cumsum([0, *(len(part.meters) for part in read)])
-    meters = np.concatenate([part.meter_ids + start for part, start in zip(read, starts, strict=False)])
-    drawn = np.repeat([source.type == SYNTHETIC for source in parsed], [len(part.tenths) for part in read])
-    tenths, counted = np.concatenate([part.tenths for part in read]), np.where(drawn, -1, meters)
-    copies = twins.exact_groups(itertools.chain(*(part.images for part in read)))
-    found = Pictures(parsed, tenths, meters, tuple(names), counted, twins.one_of_copies(copies, tenths))
+    pool = loader.pool_of(read, nb_classes=10)
+    drawn = np.array([source.type == SYNTHETIC for source in parsed])[pool.source_ids]
+    different = twins.one_of_copies(twins.exact_groups(itertools.chain(*pool.arrays)), pool.tenths)
+    counted = np.where(drawn, -1, pool.meter_ids)
+    found = Pictures(parsed, pool.tenths, pool.meter_ids, pool.meter_names, counted, different)
     digits_only = [part.name for part in read if not (part.tenths % 10).any()]
     if not found.has_tenths:
         log.warning("no label has a tenth but .0: models are compared by digit, and 3 counts as 3.0 otherwise")

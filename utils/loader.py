@@ -151,7 +151,7 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, mod
         seed = seeds.get(i, settings.seed)
         found[i] = readers.read(declared[i], *settings.input_shape, settings.nb_classes, seed)
     read = [found[i] for i in range(len(declared))]
-    pool = _pool(read, settings.nb_classes)
+    pool = pool_of(read, settings.nb_classes)
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
     exact = twins.exact_groups(itertools.chain(*pool.arrays))
@@ -237,7 +237,8 @@ def _parse(settings: Settings) -> tuple[list[DataSource], list[DataSource]]:
     return used, tested
 
 
-def _pool(read: list[SourceData], nb_classes: int) -> Pool:
+def pool_of(read: Sequence[SourceData], nb_classes: int) -> Pool:
+    """The pictures of several sources, one after the other."""
     names = [f"{data.name}/{meter}" if meter != data.name else meter for data in read for meter in data.meters]
     starts = np.cumsum([0, *(len(data.meters) for data in read)])
     return Pool(
