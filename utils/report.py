@@ -28,6 +28,7 @@ SCORE_TITLES = {
     **{"accuracy": "accuracy", "within_0.1": "within 0.1", "within_0.2": "within 0.2", "digit": "digit"},
     "whole_digit_errors": "off by a digit",
 }
+HEADING = ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "ties", "agrees with Keras"]
 
 
 def training_history(path: Path, rows: list[dict[str, float]], best_epoch: int) -> None:
@@ -231,7 +232,7 @@ def table(rows: list[list[str]], texts: int = 3) -> str:
 
 
 def result_rows(results: dict) -> list[list[str]]:
-    """Rows of one run for :func:`table`, one for each file and test set; columns as in :func:`heading`.
+    """Rows of one run for :func:`table`, one for each file and test set; columns as in ``HEADING``.
 
     A fine-tuned model's begin with "before": the model it was made from.
     """
@@ -243,11 +244,6 @@ def result_rows(results: dict) -> list[list[str]]:
             size = f"{entry['bytes'] / 1024:.1f}" if "bytes" in entry else "-"
             rows.append([results["architecture"], file, markup.visible(test_set), size, str(scores["n"]), *shown])
     return rows
-
-
-def heading() -> list[str]:
-    """Column titles for :func:`table`."""
-    return ["model", "file", "measured on", "KB", "pictures", *SCORE_TITLES.values(), "ties", "agrees with Keras"]
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

@@ -264,11 +264,11 @@ def stopped_by_system(name: str, run_dir: Path | None, error: OSError, settings:
 
 def summary(outcomes: list[Outcome]) -> str:
     """The final table of all runs, failed ones with the reason."""
-    rows = [report.heading()]
+    rows = [report.HEADING]
     notes = []
     for outcome in outcomes:
         if outcome.results is None:
-            rows.append([outcome.architecture, "FAILED", *["-"] * (len(rows[0]) - 2)])
+            rows.append([outcome.architecture, "FAILED", *["-"] * (len(report.HEADING) - 2)])
             notes.append(f"{outcome.architecture} FAILED: {outcome.error}")
         else:
             rows += report.result_rows(outcome.results)
