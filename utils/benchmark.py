@@ -1,4 +1,4 @@
-"""Measures model files of any origin on the same pictures, and makes tables of what was found."""
+"""Measures model files of any origin on the same pictures."""
 
 import logging
 from collections import Counter

@@ -6,7 +6,7 @@ one ends in :class:`EspdlError`.
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -323,7 +323,7 @@ def _value_info(table: _Table) -> ValueInfo:
     return ValueInfo(name, _dtype(name, kind.number(0, "<i")), shape, _exponents(name, table.array(3, "int64")))
 
 
-def _tensor(table: _Table, depthwise: set[str] = frozenset()) -> Tensor:
+def _tensor(table: _Table, depthwise: Collection[str] = ()) -> Tensor:
     name = table.text(6)
     dtype, layout = _dtype(name, table.number(1, "<i")), table.text(7).removeprefix(_LAYOUT_PREFIX)
     shape = _shape(name, table.array(0, "int64").tolist())

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.espdl_file import EspdlModel
 from utils.gate import Verdict
 from utils.targets import TARGETS
-from utils.tflite_file import FileFacts, TensorFacts
+from utils.tflite_file import FileFacts, Node, TensorFacts
 
 FORMAT = 1
 ARENA_NOTE = (
@@ -176,7 +176,7 @@ def recommended_arena(measured: int | None, facts: FileFacts) -> int | None:
     return None if measured is None else math.ceil((measured + scratch) / 1024) * 1024
 
 
-def _scratch(node: tflite_file.Node) -> int:
+def _scratch(node: Node) -> int:
     """What no version of esp-nn's kernels for the ESP32-S3 (``esp_nn_get_conv_scratch_size_esp32s3``) exceeds.
 
     The first ones widened input and filter to 16 bits, later ones keep up to two padded inputs and an aligned filter.
@@ -239,7 +239,7 @@ def _espdl_facts(model: EspdlModel) -> FileFacts:
     return FileFacts(*ends, tuple(operators), (), (), 0)
 
 
-def _number_format(tensor: tflite_file.TensorFacts) -> dict[str, Any]:
+def _number_format(tensor: TensorFacts) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "scale": tensor.scale, "zero_point": tensor.zero_point}
 
 

@@ -69,8 +69,7 @@ class FileFacts:
     ``operators`` are the sorted builtin names, each once; ``nodes`` are in the order of execution; ``float_tensors``
     names the float tensors between input and output; ``macs`` counts multiply-accumulates of one run, ``parameters``
     the constants that were learnt; ``first`` is None if several operators take the input; ``last_operator`` makes the
-    outputs, behind it none but those that change their form, add, average, bound or choose
-    among them.
+    outputs, behind it none but those that change their form, add, average, bound or choose among them.
     """
 
     input: TensorFacts
