@@ -140,17 +140,8 @@ def load(settings: Settings, new: Collection[str] = (), aside_from: int = 0, mod
     """
     learnt = runs.learnt(model_file)
     used, tested = _parse(settings)
-    declared = (*used, *tested)
-    drawn = [i for i, source in enumerate(declared) if source.type == "synthetic"]
-    # Two sources of drawn digits would be alike with one seed; and what is only measured on may not be drawn as what a
-    # model was trained on once, with other DATA_SOURCES.
-    seeds = {n: settings.seed + rank + TEST_SEED * (n >= len(used)) for rank, n in enumerate(drawn)}
-    found = {}
-    # Folders first: what is wrong with one is said before digits are drawn, which may take a minute.
-    for i in sorted(range(len(declared)), key=drawn.__contains__):
-        seed = seeds.get(i, settings.seed)
-        found[i] = readers.read(declared[i], *settings.input_shape, settings.nb_classes, seed)
-    read = [found[i] for i in range(len(declared))]
+    drawn = [i for i, source in enumerate((*used, *tested)) if source.type == "synthetic"]
+    read = _read(used, tested, drawn, settings)
     pool = pool_of(read, settings.nb_classes)
     own = np.flatnonzero(pool.source_ids < len(used))
     held = np.flatnonzero(pool.source_ids >= len(used))
@@ -235,6 +226,18 @@ def _parse(settings: Settings) -> tuple[list[DataSource], list[DataSource]]:
         if source.name == "test" or source.name in {other.name for other in used}:
             raise DataError(f"TEST_SOURCES {source.name!r}: the name is taken, choose another")
     return used, tested
+
+
+def _read(used: list[DataSource], tested: list[DataSource], drawn: list[int], settings: Settings) -> list[SourceData]:
+    declared, found = (*used, *tested), {}
+    # Two sources of drawn digits would be alike with one seed; and what is only measured on may not be drawn as what a
+    # model was trained on once, with other DATA_SOURCES.
+    seeds = {n: settings.seed + rank + TEST_SEED * (n >= len(used)) for rank, n in enumerate(drawn)}
+    # Folders first: what is wrong with one is said before digits are drawn, which may take a minute.
+    for i in sorted(range(len(declared)), key=drawn.__contains__):
+        seed = seeds.get(i, settings.seed)
+        found[i] = readers.read(declared[i], *settings.input_shape, settings.nb_classes, seed)
+    return [found[i] for i in range(len(declared))]
 
 
 def pool_of(read: Sequence[SourceData], nb_classes: int) -> Pool:
