@@ -12,7 +12,6 @@ from utils import console, loader
 from utils import settings as settings_module
 
 FILES = {"best_model.keras": "Keras", "cnn32_float.tflite": "float", "cnn32_quantized.tflite": "int8"}
-SYNTHETIC = {"name": "synthetic", "type": "synthetic", "count": 60_000, "weight": 0.33}
 
 
 def main() -> None:
@@ -25,15 +24,16 @@ def main() -> None:
         {"name": name, "type": "filename", "path": str(arguments.folder / name)}
         for name in ("meter_digits", "unseen_meters")
     )
+    settings = settings_module.load(nb_classes=100, test_sources=[held], output_dir=arguments.output)
+    synthetic = settings.data_sources
     cases = {
         "`meter_digits`, random pictures held out": ([own], "image"),
         "`meter_digits`, twins held out together (default)": ([own], "cluster"),
         "`meter_digits`, whole meters held out": ([own], "meter"),
-        "synthetic digits (default), not one real": ([SYNTHETIC], "cluster"),
-        "`meter_digits` and synthetic digits": ([own, SYNTHETIC], "cluster"),
+        "synthetic digits (default), not one real": (synthetic, "cluster"),
+        "`meter_digits` and synthetic digits": ([own, *synthetic], "cluster"),
     }
     console.set_up()
-    settings = settings_module.load(nb_classes=100, test_sources=[held], output_dir=arguments.output)
     console.import_tensorflow(settings.gpu_memory_growth)
     from utils import session
 
