@@ -9,7 +9,7 @@ import numpy as np
 
 from utils import encodings, evaluation, labels
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # probability of chance below which two models differ
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 64
+BATCH_SIZE = 64  # pictures
 NEW_SHARE = 0.5  # of a batch at most, where there is anything old
 STEPS_PER_EPOCH = 50
 AVERAGE = 0.75  # share of the new weights in the average with the old ones
@@ -146,6 +146,9 @@ def with_new_head(model: keras.Model, nb_classes: int, seed: int) -> keras.Model
 
     Where it :func:`knows_tenths`, its own planes read the others: a fresh head on the features of tenths named 0.662 of
     a meter's digits right after fifty pictures, of which the tenths had named 0.986. Else the last layer is fresh.
+
+    Raises:
+        FineTuningError: no dense layer is the last that has weights.
     """
     last = model_files.last_weighted(model)
     (features,) = last._inbound_nodes[0].input_tensors

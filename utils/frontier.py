@@ -28,7 +28,7 @@ BASELINE_CLASSES, BASELINE_PICTURES, BASELINE_METERS = 100, 3903, 15
 
 
 def test_set(results: dict) -> str:
-    """The test set by which a run is judged: the last of ``TEST_SOURCES``, without any what the split holds out."""
+    """The test set by which a run is judged, the last: of ``TEST_SOURCES``, else kept aside, else what is held out."""
     return list(_sets(results))[-1]
 
 

@@ -22,7 +22,7 @@ BYTES_OF_A_WEIGHT = 4
 MAX_CONFIG_BYTES = 1 << 22  # the largest architecture here needs 60 kB
 MAX_LAYERS = 1000
 MAX_H5_OBJECTS = 20_000
-MAX_NAME = 100
+MAX_NAME = 100  # characters of a model's name
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"

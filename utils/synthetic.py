@@ -16,7 +16,7 @@ from utils import camera, console, typefaces
 from utils.camera import per_picture, smooth_field, some
 
 _CHUNK_ROWS = 24_576  # picture rows drawn at a time: bounds the memory, and cv2.remap takes fewer than 32768
-_LCD_SHARE = 0.16
+_LCD_SHARE = 0.16  # of the pictures that show a display
 
 
 @dataclass(frozen=True)

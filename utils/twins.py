@@ -34,7 +34,7 @@ COMPONENTS = 12
 # of this radius (grey levels). A still wheel's pictures do not spread: their cluster stays whole at any size.
 LARGE_CLUSTER, LARGE_SHARE = 100, 0.005
 PIECE_RADIUS = 2 * MAX_DIFFERENCE
-CHUNK = 20_000
+CHUNK = 20_000  # pictures, or pairs of them, compared at a time
 
 
 def marks(images: Iterable[np.ndarray]) -> np.ndarray:
