@@ -144,7 +144,7 @@ def test_of_a_run_with_other_shares_nothing_learnt_is_measured_on(tiny, tmp_path
     given = tiny(nb_classes=10, test_share=0.1, validation_share=0.1)
     of_run = dataclasses.replace(given, test_share=0.02, validation_share=0.03)
     models.get("digit_recognizer_v6").build(given.input_shape, 10).save(tmp_path / runs.BEST_MODEL_FILE)
-    runs.save_settings(tmp_path, of_run, "digit_recognizer_v6", "")
+    runs.save_settings(tmp_path, of_run, "")
     further = dataclasses.replace(given, **model_choice.trained_with(tmp_path / runs.BEST_MODEL_FILE))
     learnt, measured, careless = (loader.load(one) for one in (of_run, further, given))
     assert not np.isin(measured.measured["test"], learnt.train).any()

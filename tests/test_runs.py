@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 
 def test_name_tells_architecture_classes_colour_and_mode(tiny):
     settings = tiny(nb_classes=100, input_channels=3)
-    assert runs.name("cnn32", settings, "PTQ", "20250131-180000") == "cnn32_100cls_RGB_PTQ_20250131-180000"
-    assert runs.name("cnn32", tiny(), "FLOAT", "x") == "cnn32_10cls_GRAY_FLOAT_x"
+    assert runs.name(settings, "PTQ", "20250131-180000") == "cnn32_100cls_RGB_PTQ_20250131-180000"
+    assert runs.name(tiny(), "FLOAT", "x") == "cnn32_10cls_GRAY_FLOAT_x"
 
 
 def test_no_two_runs_share_a_folder(tiny):
     settings = tiny()
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: runs.create("cnn32", settings, "PTQ"), range(24)))
+        folders = list(pool.map(lambda _: runs.create(settings, "PTQ"), range(24)))
     assert len(set(folders)) == 24
     assert all(folder.is_dir() for folder in folders)
 
@@ -32,7 +32,7 @@ def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     settings = tiny(output_dir=str(tmp_path / "file" / "below"))
     with pytest.raises(RunError, match=r"OUTPUT_DIR .*file/below: cannot make a folder there"):
-        runs.create("cnn32", settings, "PTQ")
+        runs.create(settings, "PTQ")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -51,7 +51,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_settings_come_back(tiny, tmp_path):
     settings = tiny(epochs=7)
-    runs.save_settings(tmp_path, settings, "cnn32", "abc")
+    runs.save_settings(tmp_path, settings, "abc")
     assert runs.read_settings(tmp_path) == runs.Started(settings, "cnn32", "abc", None)
 
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_resumed_is_refused(tiny, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"settings": {"EPOCHS": 1}}))
     with pytest.raises(RunError, match="not the settings of a run"):
         runs.read_settings(tmp_path)
-    runs.save_settings(tmp_path, tiny(), "cnn32", "abc", fine_tuned_from="zoo/best_model.keras")
+    runs.save_settings(tmp_path, tiny(), "abc", fine_tuned_from="zoo/best_model.keras")
     with pytest.raises(RunError, match=r"can't be resumed; start it again with --model_path zoo/best_model\.keras$"):
         runs.read_settings(tmp_path)
     (tmp_path / "results.json").write_text("{}")

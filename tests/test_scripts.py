@@ -88,7 +88,7 @@ def test_teachers_of_the_command_win():
 
 def test_a_run_is_resumed_with_its_own_settings(trained_run, tmp_path):
     _, settings, _ = trained_run
-    runs.save_settings(tmp_path, dataclasses.replace(settings, epochs=77), "cnn32", "")
+    runs.save_settings(tmp_path, dataclasses.replace(settings, epochs=77), "")
     assert train.choose(train.parse_arguments(["--resume", str(tmp_path)]))[1].epochs == 77
 
 

@@ -412,7 +412,7 @@ def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
     own = {"name": "own", "type": "filename", "path": str(tmp_path / then), "weight": weight}
     settings = tiny()
     settings = dataclasses.replace(settings, data_sources=[*settings.data_sources, own])
-    runs.save_settings(tmp_path, settings, "cnn32", "")
+    runs.save_settings(tmp_path, settings, "")
     if recorded:
         runs.save_learnt(tmp_path, np.empty(0, np.uint64))
     model = tmp_path / runs.BEST_MODEL_FILE
@@ -420,7 +420,7 @@ def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
         (tmp_path / "since").mkdir()
         begun = tiny(start_from=str(tmp_path) if since == "START_FROM" else "")
         taught = {since: str(model)} if since == "fine_tuned_from" else {}
-        runs.save_settings(tmp_path / "since", begun, "cnn32", "", **taught)
+        runs.save_settings(tmp_path / "since", begun, "", **taught)
         runs.save_learnt(tmp_path / "since", np.empty(0, np.uint64))
         model = tmp_path / "since" / runs.BEST_MODEL_FILE
     again = dataclasses.replace(

@@ -445,7 +445,7 @@ def test_start_from_a_file_that_was_copied_out_of_its_run_says_that_nothing_tell
 
 def test_start_from_pictures_of_another_size_says_that_they_may_be_measured_on(tiny, tmp_path, caplog):
     models.get("digit_recognizer_v4").build((48, 20, 1), 10).save(tmp_path / runs.BEST_MODEL_FILE)
-    runs.save_settings(tmp_path, tiny(input_height=48), "digit_recognizer_v4", "")
+    runs.save_settings(tmp_path, tiny(input_height=48), "")
     model_choice.check_named(tiny(start_from=str(tmp_path)), "digit_recognizer_v4")
     (record,) = caplog.records
     assert record.getMessage().startswith("START_FROM was trained with INPUT_HEIGHT = 48, not 32: it may have learnt")

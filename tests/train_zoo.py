@@ -181,8 +181,8 @@ def train(store: Path, architecture: str, start: Path | None, epochs: int, peak:
         steps_per_execution=8,
     )
     mode = quantization.resolve(settings, architecture, models.get(architecture).quantizable)
-    run_dir, began = runs.create(architecture, settings, mode.label), time.monotonic()
-    runs.save_settings(run_dir, settings, architecture, splits.fingerprint)
+    run_dir, began = runs.create(settings, mode.label), time.monotonic()
+    runs.save_settings(run_dir, settings, splits.fingerprint)
     recorder = training.Recorder(model, run_dir, settings, [])
     trainer.fit(
         batches(store, spread, epochs),

@@ -34,19 +34,19 @@ class RunError(UserError):
     """A run folder can't be made or resumed, or a file not written. The message names it and what to do."""
 
 
-def name(architecture: str, settings: Settings, mode: str, stamp: str) -> str:
+def name(settings: Settings, mode: str, stamp: str) -> str:
     """``cnn32_10cls_GRAY_PTQ_20250131-180000``; ``mode`` is FLOAT, PTQ or QAT."""
     color = "GRAY" if settings.input_channels == 1 else "RGB"
-    return f"{architecture}_{settings.nb_classes}cls_{color}_{mode}_{stamp}"
+    return f"{settings.model_architecture}_{settings.nb_classes}cls_{color}_{mode}_{stamp}"
 
 
-def create(architecture: str, settings: Settings, mode: str, ending: str = "") -> Path:
+def create(settings: Settings, mode: str, ending: str = "") -> Path:
     """Makes a new run folder that no other process has; a taken name gets ``-2``, ``-3`` ..., then the ``ending``.
 
     Raises:
         RunError: ``OUTPUT_DIR`` can't be written to.
     """
-    return make(name(architecture, settings, mode, time.strftime("%Y%m%d-%H%M%S")), settings, ending)
+    return make(name(settings, mode, time.strftime("%Y%m%d-%H%M%S")), settings, ending)
 
 
 def check_output(settings: Settings) -> None:
@@ -167,14 +167,12 @@ class Started:
     tuned_by: dict | None
 
 
-def save_settings(
-    run_dir: Path, settings: Settings, architecture: str, data_fingerprint: str, **more: dict | str | None
-) -> None:
+def save_settings(run_dir: Path, settings: Settings, data_fingerprint: str, **more: dict | str | None) -> None:
     """Writes ``settings.json``: every parameter, and what ``--resume`` must find again.
 
     ``more`` may hold ``tuned_by``, or ``fine_tuned_from``, the model a fine-tuning began with.
     """
-    identity = {"architecture": architecture, "data_fingerprint": data_fingerprint}
+    identity = {"architecture": settings.model_architecture, "data_fingerprint": data_fingerprint}
     identity |= {key: value for key, value in more.items() if value}
     write_json(run_dir / SETTINGS_FILE, {**identity, "settings": dataclasses.asdict(settings)})
 

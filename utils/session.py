@@ -197,10 +197,10 @@ def fine_tune(
     augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     _warn_of_learnt(model_file, plan, settings, splits)
-    run_dir = runs.create(model.name, settings, mode.label, "_finetuned")
+    run_dir = runs.create(settings, mode.label, "_finetuned")
     # A full disk's own error names no file.
     with runs.written(run_dir), runs.hold(run_dir):
-        runs.save_settings(run_dir, settings, model.name, splits.fingerprint, fine_tuned_from=str(model_file))
+        runs.save_settings(run_dir, settings, splits.fingerprint, fine_tuned_from=str(model_file))
         log.info("fine-tuning %s in %s", model_file, run_dir)
         before = scoring.sets_of(old, splits) if old else {}
         teacher = old if plan.new else None
@@ -329,7 +329,7 @@ def _run(
     architecture: models.Architecture, settings: Settings, options: Options, splits: Splits, run_dir: Path | None
 ) -> Outcome:
     targets.check(settings)
-    # --train names another one than parameters.py: papers and page tell what was trained.
+    # --train names another one than parameters.py: folder, papers and page tell what was trained.
     settings = dataclasses.replace(settings, model_architecture=architecture.name)
     mode = quantization.resolve(settings, architecture.name, architecture.quantizable)
     keras.backend.clear_session()
@@ -338,8 +338,8 @@ def _run(
         model = architecture.build(settings.input_shape, settings.nb_classes)
     if run_dir is None:
         _check(model, architecture.name, settings, mode)
-        run_dir = runs.create(architecture.name, settings, mode.label)
-        runs.save_settings(run_dir, settings, architecture.name, splits.fingerprint, tuned_by=options.tuned_by)
+        run_dir = runs.create(settings, mode.label)
+        runs.save_settings(run_dir, settings, splits.fingerprint, tuned_by=options.tuned_by)
         # What the run begins with may be gone when it is resumed.
         runs.save_learnt(run_dir, splits.learnt, model_choice.start(settings, architecture.name))
     with runs.hold(run_dir):
