@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 
@@ -108,7 +109,7 @@ def _refusing(name: str, build: Callable) -> Callable:
     return checked
 
 
-def as_graph(model, name: str):
+def as_graph(model: Any, name: str) -> Any:
     """The same layers and weights as one graph (``keras.Model``), a ``Sequential``'s too, for export to walk through.
 
     A ``Sequential`` calls its layers anew whenever one is added. Built from its description, each is called once.

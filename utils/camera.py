@@ -5,6 +5,7 @@ import numpy as np
 
 
 def per_picture(values: np.ndarray) -> np.ndarray:
+    """One number a picture, ``(N,)``, as ``(N, 1, 1)`` float32."""
     return np.asarray(values, np.float32)[:, None, None]
 
 

@@ -1,6 +1,7 @@
 """The same metrics for a Keras model and for an exported file, on the same pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ BATCH = 512  # pictures computed at once
 RESAMPLES = 1000  # of the meters, for an interval
 
 
-def keras_logits(model, images: np.ndarray) -> np.ndarray:
+def keras_logits(model: Any, images: np.ndarray) -> np.ndarray:
     """Logits of a Keras model, ``(N, nb_classes)`` float32, for ``(N, H, W, C)`` uint8 pictures."""
     return _in_batches(model.predict_on_batch, images, "Keras", model.output_shape[-1])
 

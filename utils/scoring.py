@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def sets(splits: Splits, logits: np.ndarray, reference: np.ndarray, threshold: f
     }
 
 
-def sets_of(model, splits: Splits) -> dict[str, dict]:
+def sets_of(model: Any, splits: Splits) -> dict[str, dict]:
     """:func:`sets` of a Keras model."""
     images = splits.pool.images(np.concatenate(list(splits.measured.values())))
     logits = evaluation.keras_logits(model, images)
