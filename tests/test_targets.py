@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from utils import targets
@@ -58,3 +60,14 @@ def test_what_a_device_takes_is_trained(tiny, overrides):
 def test_memory_that_devices_have():
     memory = {name: target.max_arena_bytes for name, target in targets.TARGETS.items()}
     assert memory == {"tflite_micro": None, "ai_on_the_edge": 819_200, "esphome": 1_024_000}
+
+
+def test_readme_names_each_devices_file_and_memory():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    names = {"model": "<model>", "classes": "<NB_CLASSES>", "version": "<MODEL_VERSION>"}
+    for target in targets.TARGETS.values():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{target.name}`"))
+        assert f"`{target.file_pattern.format(**names)}`" in row
+        limits = (target.max_file_bytes, "MiB", 2**20), (target.max_arena_bytes, "KiB of memory", 2**10)
+        for text in (f"{most / size:.4g} {unit}" for most, unit, size in limits if most):
+            assert text in row
