@@ -65,8 +65,8 @@ AUGMENT_GREY = 0.15  # probability that the colour is taken away; RGB only
 AUGMENT_SWAP = 0.2  # probability that colour channels are exchanged; RGB only
 AUGMENT_LIGHT = 0.3  # fall of the light from the middle to a side
 AUGMENT_GLARE = 0.8  # strongest reflection, share of 255, on a fifth of the pictures
-AUGMENT_BLUR = 1.0  # strongest blur, on a third of the pictures; 1 = the mean of 3x3 pixels
-AUGMENT_SHARPEN = 0.7  # strongest sharpening, on a third of the pictures, as a camera's own does
+AUGMENT_BLUR = 1.0  # strongest blur, on three in ten pictures; 1 = the mean of 3x3 pixels
+AUGMENT_SHARPEN = 0.7  # strongest sharpening, on three in ten other pictures, as a camera's own does
 AUGMENT_COVER = 0.1  # probability that a rectangle covers a part
 AUGMENT_NOISE = 0.04  # highest standard deviation of the noise, share of 255, drawn evenly from 0..value
 AUGMENT_INVERT = 0.3  # probability that dark and light are exchanged
