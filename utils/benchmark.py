@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import benchmark_pictures, comparison, labels, measuring, metering, prediction, robustness
+from utils import benchmark_pictures, comparison, labels, measuring, metering, prediction, robustness, runs
 from utils.benchmark_pictures import SEED, Pictures
 from utils.console import progress
 from utils.encodings import PixelRange
@@ -110,7 +110,8 @@ def _measure(
             judged = comparison.judged(numbers, len(reader.model.names), pictures.tenths)
             entry = _facts(reader) | _scores(judged, numbers, len(reader.model.names), pictures)
             learnt = measuring.learnt(reader.model, images)
-            entry["learnt_pictures"] = int(learnt.sum())
+            recorded = reader.model.file.with_name(runs.LEARNT_FILE).exists()
+            entry["learnt_pictures"] = int(learnt.sum()) if recorded else None
             if options.robustness:
                 entry["robustness"] = _card(reader, images, pictures)
             if simulation:
