@@ -57,12 +57,12 @@ AUGMENT_ROTATION = 4.0  # degrees
 AUGMENT_ZOOM = 0.12  # share of the size
 AUGMENT_SHEAR = 0.08  # slant of upright strokes, pixels a pixel
 AUGMENT_SHIFT_X = 0.1  # share of the width
-AUGMENT_SHIFT_Y = 0.02  # share of the height; a shift of 0.07 already changes the tenth
+AUGMENT_SHIFT_Y = 0.02  # share of the height; from one tenth to the next it is some 0.09
 AUGMENT_BRIGHTNESS = 0.25  # share of 255
 AUGMENT_CONTRAST = 0.5  # change of the distance to the picture's mean
 AUGMENT_COLOR = 0.2  # gain of each colour channel by itself; RGB only
 AUGMENT_GREY = 0.15  # probability that the colour is taken away; RGB only
-AUGMENT_SWAP = 0.2  # probability that colour channels are exchanged; RGB only
+AUGMENT_SWAP = 0.2  # probability that the colour channels are shuffled, which leaves a sixth as they are; RGB only
 AUGMENT_LIGHT = 0.3  # fall of the light from the middle to a side
 AUGMENT_GLARE = 0.8  # strongest reflection, share of 255, on a fifth of the pictures
 AUGMENT_BLUR = 1.0  # strongest blur, on three in ten pictures; 1 = the mean of 3x3 pixels
