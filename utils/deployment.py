@@ -187,9 +187,8 @@ def facts(files: list[DeviceFile]) -> dict[str, dict]:
     found = {}
     for file in files:
         if file.verdict:
-            verdict = dataclasses.asdict(file.verdict)
-            entry = found[verdict.pop("target")] = {"file": file.name, **verdict}
-            entry |= {kind: list(verdict[kind]) for kind in ("reasons", "warnings")}
+            entry = found[file.verdict.target] = {"file": file.name, **dataclasses.asdict(file.verdict)}
+            entry |= {kind: list(entry[kind]) for kind in ("reasons", "warnings")}
             if file.espdl:
                 entry |= {"recipe": file.espdl.recipe, "tried": file.espdl.tried}
     return found

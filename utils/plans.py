@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 STRATEGIES = ("full", "last_layer", "feature_extractor")
-NEW_WEIGHT = 300.0  # of a new picture: fourteen take half of a model's attention
+NEW_WEIGHT = 300.0  # of a new picture: thirteen fill half of every batch
 
 
 @dataclass(frozen=True)
