@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import models
-from utils import evaluation, export, fake_quant, pictures, tflite_file
+from utils import evaluation, export, fake_quant, gate, pictures, tflite_file
 
 
 def plain(x):
@@ -255,12 +255,24 @@ def test_rgb_input_reads_grey_pictures_alike(images):
         (lambda: layers.ReLU(6, 0.1, name="odd"), "layer odd: a ReLU with max_value = 6, negative_slope = 0.1 and"),
         (lambda: layers.ReLU(threshold=0.5, name="odd"), "layer odd: .* and threshold = 0.5 can't be quantised"),
         (lambda: layers.Rescaling(0.2, name="odd"), "layer odd: a further Rescaling can't be quantised"),
+        (lambda: layers.ReLU(6, name="odd"), r"layer odd: TFLite Micro computes a ReLU\(6\) wrongly unless it alone"),
         (lambda: lambda x: x + x, r"operation add\w* is no layer: write it as one to quantise it"),
     ],
 )
 def test_what_cannot_be_quantised_is_named(layer, message, images):
     with pytest.raises(fake_quant.QuantizationError, match=message):
         fake_quant.quantize(build(lambda x: layers.Flatten()(layer()(x))), images)
+
+
+def test_a_relu6_goes_into_a_batch_normalisation_that_can_not_fold(images):
+    def normed(x):
+        x = layers.BatchNormalization()(layers.MaxPooling2D()(layers.Conv2D(4, 3)(x)))
+        return layers.Flatten()(layers.ReLU(6)(x))
+
+    content = export.integer_tflite(fake_quant.quantize(build(normed), images[:50]), "int8")
+    # As an operator of its own TFLite Micro would compute it wrongly.
+    assert "RELU6" not in tflite_file.read(content).operators
+    assert gate.check("tflite_micro", content, 10, False, images[:50]).reasons == ()
 
 
 @pytest.mark.parametrize("activation", fake_quant.SEPARATE_ACTIVATIONS)

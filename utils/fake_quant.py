@@ -260,6 +260,14 @@ def _plan(model: keras.Model) -> _Plan:
         if flat and layer.name not in folded:
             hint = "put the batch normalisation right behind a dense layer without activation"
             raise QuantizationError(f"layer {layer.name}: {hint}")
+    for layer in model.layers:
+        fused = any(_fused_into_next(parent, consumers[parent.name], folded) for parent in _parents(layer))
+        if _is_relu6(layer) and not fused:
+            # As an operator of its own its kernel leaves the scale of its input.
+            raise QuantizationError(
+                f"layer {layer.name}: TFLite Micro computes a ReLU(6) wrongly unless it alone follows a convolution, "
+                "dense layer, Add or BatchNormalization without activation: move it there, or use ReLU()"
+            )
     ranged = [
         layer.name
         for layer in model.layers
@@ -318,6 +326,13 @@ def _is_relu(layer: keras.layers.Layer) -> bool:
     return getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
 
 
+def _is_relu6(layer: keras.layers.Layer) -> bool:
+    """True of a layer that is nothing but that."""
+    if isinstance(layer, layers.ReLU):
+        return layer.max_value == 6
+    return isinstance(layer, layers.Activation) and layer.activation is keras.activations.relu6
+
+
 def _fused_into_next(layer: keras.layers.Layer, consumers: list, folded: dict[str, str]) -> bool:
     """True where TensorFlow Lite makes one operator of a layer and its only consumer."""
     if len(consumers) != 1:
@@ -326,7 +341,10 @@ def _fused_into_next(layer: keras.layers.Layer, consumers: list, folded: dict[st
     if folded.get(consumer.name) == layer.name or isinstance(consumer, layers.Concatenate):
         # A concatenation's inputs have its scale, so its own range speaks for them.
         return True
-    linear = (isinstance(layer, WEIGHTED) and _linear(layer)) or isinstance(layer, layers.Add) or layer.name in folded
+    # A batch normalisation with nothing to fold into becomes a convolution.
+    linear = isinstance(layer, layers.Add | layers.BatchNormalization) or (
+        isinstance(layer, WEIGHTED) and _linear(layer)
+    )
     return linear and _is_relu(consumer) and not isinstance(consumer, WEIGHTED)
 
 
