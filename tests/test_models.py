@@ -175,6 +175,10 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         row = a_row(shape, nb_classes)
         return keras.Model(row.inputs, keras.layers.Lambda(lambda x: 2 * x)(row.outputs[0]))
 
+    def named(shape, nb_classes):
+        row = a_row(shape, nb_classes)
+        return keras.Model(row.inputs, keras.layers.Identity(name="größe 1")(row.outputs[0]))
+
     settings = tiny()
     splits = loader.load(settings)
     monkeypatch.setattr(session, "_fit", lambda *args: pytest.fail("trained"))
@@ -188,6 +192,7 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         (nameless, "Keras can't load this model once it is saved"),
         (lambda shape, nb_classes: None, "build returns a NoneType, it has to return keras.Model(image, logits)"),
         (lambda shape, nb_classes: keras.Sequential([keras.layers.Dense(10)]), "build returns a Sequential, it has"),
+        (named, "TensorFlow takes no layer named 'größe 1': use letters of English"),
         (odd, "can't be quantised"),
     ):
         own(monkeypatch, build)

@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from utils.settings import Settings
 # Importing Keras takes seconds, and the doors answer a wrong path at once: only `load` imports it.
 
 MAX_TENSOR_ELEMENTS = 1 << 26  # of one picture's values between two layers
+LAYER_NAME = r"[A-Za-z0-9_.\\/>-]*"  # what TensorFlow takes as the name of a scope
 # Which kind of probabilities an activation gives.
 SHARES = {
     "softmax": "softmax",
@@ -84,7 +86,8 @@ def check_built(model: Any, file: str, settings: Settings) -> None:
 
     Raises:
         ModelFileError: it takes more than one picture or gives more than one vector, or others than the settings';
-            begins without ``Rescaling(1/128, offset=-1)``, ends in probabilities, or has layers that Keras can't load.
+            begins without ``Rescaling(1/128, offset=-1)``, ends in probabilities, or has layers that Keras can't load
+            or that have names TensorFlow doesn't take.
     """
     _check_kind(Path(file), model, settings_module.CHOICES["nb_classes"])
     found, asked = identity(model), Identity(model.name, settings.input_shape, settings.nb_classes)
@@ -95,6 +98,11 @@ def check_built(model: Any, file: str, settings: Settings) -> None:
         )
     _check_start(Path(file), model)
     _check_end(Path(file), model)
+    for layer in model.layers:
+        if not re.fullmatch(LAYER_NAME, layer.name):
+            raise ModelFileError(
+                f"{file}: TensorFlow takes no layer named {layer.name!r}: use letters of English, digits, dots, - and _"
+            )
     with one_sentence(f"{file}: {models.NOT_LOADABLE}"):
         models.as_graph(model, model.name)
 
