@@ -290,6 +290,10 @@ def test_the_gate_refuses_another_input_and_scales_that_no_chip_computes(made, p
         other = dataclasses.replace(model, values=model.values | {output.name: output})
         reasons = list(espdl_gate._inside(other, "esp32s3"))
         assert reasons == [f"Conv {first.name} would have to shift its result to the left"] * coarser
+    # What the converter has numbered is found in the network by its bias.
+    numbered = dataclasses.replace(first, name="Conv__41")
+    (reason,) = espdl_gate._inside(dataclasses.replace(other, nodes=(numbered, *model.nodes[1:])), "esp32s3")
+    assert reason.startswith(f"Conv {first.inputs[2]} would have to shift")
     tested = espdl_file.read(file.debug)
     values = {name: value for name, value in tested.test_outputs.items() if name != first.outputs[0]}
     (found,) = espdl_gate._vectors(model, dataclasses.replace(tested, test_outputs=values))

@@ -45,7 +45,12 @@ def _inside(model: EspdlModel, target: str) -> Iterator[str]:
         if node.operator == "AveragePool" and any(node.attributes.get("pads", ())):
             yield f"{node.operator} {node.name} is padded: on the chip the border's zeros count; pool without padding"
         if node.operator in espdl_file.WEIGHTED and _shifts_left(model, node):
-            yield f"{node.operator} {node.name} would have to shift its result to the left"
+            yield f"{node.operator} {_named(node)} would have to shift its result to the left"
+
+
+def _named(node: espdl_file.Node) -> str:
+    # The converter numbers some convolutions, such as Conv__41; their bias has the layer's name.
+    return node.name if "/" in node.name else node.inputs[-1]
 
 
 def _shifts_left(model: EspdlModel, node: espdl_file.Node) -> bool:
@@ -80,7 +85,7 @@ def _executed(
     for node in model.nodes:
         bits = chips.ACCUMULATOR_BITS[target].get(model.values[node.inputs[0]].dtype)
         if node.name in peaks and peaks[node.name] >= 2 ** (bits - 1):
-            yield f"{node.name} adds up to {peaks[node.name]:,}, beyond the accumulators of {bits} bits"
+            yield f"{_named(node)} adds up to {peaks[node.name]:,}, beyond the accumulators of {bits} bits"
 
 
 def _vectors(model: EspdlModel, tested: EspdlModel) -> Iterator[str]:
