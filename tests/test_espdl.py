@@ -166,13 +166,23 @@ def test_two_rows_that_are_added_make_no_bias(rng):
     assert check(file, images, reference, min_agreement=0.8).reasons == ()
 
 
-def test_convolutions_with_groups_are_refused_by_name(rng):
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: layers.Conv2D(8, 3, groups=2, name="odd"), "^layer odd has 2 groups, which can't be converted"),
+        (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, name="odd"), "^layer odd has a depth_multiplier of 2"),
+        (
+            lambda: layers.AveragePooling2D(2, 1, "same", name="odd"),
+            r"^AveragePool net_\d/odd.* padded on one side: pool",
+        ),
+    ],
+)
+def test_what_esp_dl_lacks_is_refused_by_name(layer, message, rng):
     images = rng.integers(0, 256, (20, 32, 20, 1)).astype(np.uint8)
     image = keras.Input((32, 20, 1))
     x = layers.Conv2D(8, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image))
-    x = layers.Conv2D(8, 3, groups=2, name="halves")(x)
-    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="grouped")
-    with pytest.raises(espdl.EspdlExportError, match=r"^layer halves has 2 groups, which can't be converted"):
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(layer()(x))), name="net")
+    with pytest.raises(espdl.EspdlExportError, match=message):
         espdl.to_onnx(fake_quant.quantize(model, images))
 
 

@@ -91,7 +91,7 @@ def to_onnx(quantized: keras.Model) -> Network:
         quantized: as :func:`fake_quant.quantize` makes it; of its ranges only the logits' is used.
 
     Raises:
-        EspdlExportError: the conversion failed, or a convolution has groups.
+        EspdlExportError: the conversion failed, or a layer is one that ESP-DL can't compute.
     """
     import tensorflow as tf
 
@@ -102,6 +102,11 @@ def to_onnx(quantized: keras.Model) -> Network:
             raise EspdlExportError(
                 f"layer {layer.name} has {layer.groups} groups, which can't be converted for ESP-DL: "
                 "use one group, or a depthwise convolution"
+            )
+        if getattr(layer, "depth_multiplier", 1) != 1 and layer.input.shape[-1] != 1:
+            raise EspdlExportError(
+                f"layer {layer.name} has a depth_multiplier of {layer.depth_multiplier}, which ESP-DL can't compute: "
+                "let it be 1, and a 1x1 convolution make the channels"
             )
         if isinstance(layer, keras.layers.Add):
             # Keras makes a bias of a tensor with one value a channel, but a bias is a constant in ESP-DL.
@@ -115,6 +120,11 @@ def to_onnx(quantized: keras.Model) -> Network:
 
         graph, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET, inputs_as_nchw=[INPUT_NAME])
         graph, sound = onnxsim.simplify(graph)
+    for node in graph.graph.node:
+        pads = next((list(entry.ints) for entry in node.attribute if entry.name == "pads"), [])
+        if node.op_type == "AveragePool" and pads[:2] != pads[2:]:
+            # esp-ppq breaks off; those padded evenly the gate refuses.
+            raise EspdlExportError(f"AveragePool {node.name} is padded on one side: pool without padding")
     if not sound:
         raise EspdlExportError("the simplified ONNX network computes something else than the original")
     return Network(graph.SerializeToString(), largest_logit)
