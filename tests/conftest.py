@@ -16,6 +16,10 @@ from tests.browser import BROWSER, Browser
 from utils import settings as settings_module
 from utils import synthetic
 
+# As the doors do (console.set_up), before anything imports TensorFlow: without oneDNN, which it leaves out on AMD
+# processors, the same training rounds otherwise, and networks trained for seconds come out undecided.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 TINY_SOURCE = {"name": "synthetic", "type": "synthetic", "count": 240}
 
 

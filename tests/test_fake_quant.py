@@ -114,10 +114,12 @@ def test_the_file_computes_what_the_clone_does(case, images):
     most = 4 if deep else 2
     assert (np.abs(expected - logits) > (most + 0.01) * step).mean() < 0.01
     assert np.std(expected - logits) < 1.6 * step
-    # After so little training many pictures are undecided, on some processors all: what the file reads must be what the
-    # clone reads, or behind that by no more than rounding.
-    behind = expected.max(axis=1) - expected[np.arange(len(images)), logits.argmax(axis=1)]
-    assert (behind > (most - 0.5) * step).mean() <= 0.01
+    # After so little training many pictures are undecided; a step's difference may tip those.
+    decided = np.ptp(np.sort(expected, axis=1)[:, -2:], axis=1) > (most - 0.5) * step
+    agree = expected.argmax(axis=1) == logits.argmax(axis=1)
+    # On some processors none is decided, all being read alike.
+    assert (~agree & decided).sum() <= 0.01 * decided.sum()
+    assert agree.mean() >= (0.93 if deep else 0.95)
 
 
 def test_the_file_has_exactly_the_ranges_of_the_clone(case):
