@@ -251,6 +251,7 @@ def test_rgb_input_reads_grey_pictures_alike(images):
         (lambda: layers.SeparableConv2D(4, 3, name="odd"), r"layer odd \(SeparableConv2D\) can't be quantised"),
         (lambda: layers.Conv2D(4, 3, activation="tanh", name="odd"), "layer odd: put its activation into a layer"),
         (lambda: layers.Dense(4, activation="elu", name="odd"), "its activation elu can't be quantised; relu, .* can"),
+        (lambda: layers.Activation("hard_sigmoid", name="odd"), "activation hard_sigmoid can't .* sigmoid, .* can"),
         (lambda: layers.ReLU(1, name="odd"), r"layer odd: a ReLU with max_value = 1, .* ReLU\(6\) and LeakyReLU can"),
         (lambda: layers.ReLU(6, 0.1, name="odd"), "layer odd: a ReLU with max_value = 6, negative_slope = 0.1 and"),
         (lambda: layers.ReLU(threshold=0.5, name="odd"), "layer odd: .* and threshold = 0.5 can't be quantised"),

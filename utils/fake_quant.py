@@ -40,7 +40,7 @@ OTHERS = (
     *(layers.Concatenate, layers.Multiply, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
 )
 # TensorFlow Lite has operators in integers for these, behind a layer; others would stay float.
-SEPARATE_ACTIVATIONS = ("leaky_relu", "silu", "hard_silu", "tanh", "sigmoid", "hard_tanh")
+SEPARATE_ACTIVATIONS = ("leaky_relu", "silu", "hard_silu", "tanh", "sigmoid", "hard_tanh", "softmax")
 
 
 class QuantizationError(UserError):
@@ -294,12 +294,13 @@ def _check(layer: keras.Operation) -> None:
             f"layer {layer.name} ({type(layer).__name__}) can't be quantised; build it from"
             f" {', '.join(sorted(kind.__name__ for kind in (*WEIGHTED, *OTHERS)))}"
         )
-    if isinstance(layer, WEIGHTED) and not (_linear(layer) or _is_relu(layer)):
+    if isinstance(layer, (*WEIGHTED, layers.Activation)) and not (_linear(layer) or _is_relu(layer)):
         activation = getattr(layer.activation, "__name__", str(layer.activation))
         if activation not in SEPARATE_ACTIVATIONS:
             names = ", ".join(("relu", "relu6", *SEPARATE_ACTIVATIONS))
             raise QuantizationError(f"layer {layer.name}: its activation {activation} can't be quantised; {names} can")
-        raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
+        if isinstance(layer, WEIGHTED):
+            raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
     odd = isinstance(layer, layers.ReLU) and not _is_relu(layer)
     if odd and (layer.max_value is not None or layer.threshold):
         raise QuantizationError(
