@@ -171,6 +171,8 @@ def test_two_rows_that_are_added_make_no_bias(rng):
     [
         (lambda: layers.Conv2D(8, 3, groups=2, name="odd"), "^layer odd has 2 groups, which can't be converted"),
         (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, name="odd"), "^layer odd has a depth_multiplier of 2"),
+        (lambda: layers.GlobalMaxPooling2D(name="odd"), r"^layer odd .*: take MaxPooling2D\(x.shape\[1:3\]\) and Flat"),
+        (lambda: layers.Activation("hard_tanh", name="odd"), "^layer odd is a hard_tanh, which .*: take tanh$"),
         (
             lambda: layers.AveragePooling2D(2, 1, "same", name="odd"),
             r"^AveragePool net_\d/odd.* padded on one side: pool",

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from keras import layers
 
 from tests import device_files
 from utils import gate, micro, targets, tflite_file
@@ -97,11 +98,30 @@ def test_what_takes_anything_but_one_picture_is_refused(shape):
     assert reason == f"the input has the shape {shape}; one picture (1, height, width, channels) is needed"
 
 
-def test_an_average_is_unknown_to_ai_on_the_edge_alone():
-    content = device_files.quantised("float32", body=device_files.averaged, **RGB_100)
-    message = "operator MEAN is not compiled into the AI-on-the-edge-device firmware"
-    assert reasons("ai_on_the_edge", content) == message
-    assert verdict("tflite_micro", device_files.quantised(body=device_files.averaged)).accepted
+def _pooled_at_once():
+    return lambda x: layers.MaxPooling2D(x.shape[1:3])(x)
+
+
+@pytest.mark.parametrize(
+    ("operator", "lacking", "instead", "taken"),
+    [
+        ("MEAN", layers.GlobalAveragePooling2D, "MaxPooling2D(x.shape[1:3]) and Flatten", _pooled_at_once),
+        ("REDUCE_MAX", layers.GlobalMaxPooling2D, "MaxPooling2D(x.shape[1:3]) and Flatten", _pooled_at_once),
+        ("TANH", lambda: layers.Activation("tanh"), "ReLU or LeakyReLU", layers.ReLU),
+        ("HARD_SWISH", lambda: layers.Activation("hard_silu"), "ReLU or LeakyReLU", layers.LeakyReLU),
+    ],
+)
+def test_what_is_unknown_to_ai_on_the_edge_alone_has_a_substitute(operator, lacking, instead, taken):
+    def content(layer, io_type):
+        def body(x, classes):
+            return layers.Dense(classes)(layers.Flatten()(layer()(layers.Conv2D(16, 3, padding="same")(x))))
+
+        return device_files.quantised(io_type, body=body, **RGB_100)
+
+    reason = f"operator {operator} is not compiled into the AI-on-the-edge-device firmware: take {instead}"
+    assert reasons("ai_on_the_edge", content(lacking, "float32")) == reason
+    assert verdict("tflite_micro", content(lacking, "int8"), images=device_files.pictures(60, 3)).accepted
+    assert verdict("ai_on_the_edge", content(taken, "float32")).accepted
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)

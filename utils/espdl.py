@@ -97,17 +97,8 @@ def to_onnx(quantized: keras.Model) -> Network:
 
     network, largest_logit = fake_quant.folded(quantized)
     for layer in network.layers:
-        if getattr(layer, "groups", 1) != 1:
-            # Keras leaves them to XLA, which ONNX knows nothing of.
-            raise EspdlExportError(
-                f"layer {layer.name} has {layer.groups} groups, which can't be converted for ESP-DL: "
-                "use one group, or a depthwise convolution"
-            )
-        if getattr(layer, "depth_multiplier", 1) != 1 and layer.input.shape[-1] != 1:
-            raise EspdlExportError(
-                f"layer {layer.name} has a depth_multiplier of {layer.depth_multiplier}, which ESP-DL can't compute: "
-                "let it be 1, and a 1x1 convolution make the channels"
-            )
+        if lacking := _lacking(layer):
+            raise EspdlExportError(f"layer {layer.name} {lacking}")
         if isinstance(layer, keras.layers.Add):
             # Keras makes a bias of a tensor with one value a channel, but a bias is a constant in ESP-DL.
             layer._merge_function = lambda tensors: tensors[0] + tensors[1]
@@ -128,6 +119,25 @@ def to_onnx(quantized: keras.Model) -> Network:
     if not sound:
         raise EspdlExportError("the simplified ONNX network computes something else than the original")
     return Network(graph.SerializeToString(), largest_logit)
+
+
+def _lacking(layer: keras.layers.Layer) -> str:
+    """What ESP-DL lacks for a layer, and what to do instead; "" if nothing."""
+    if getattr(layer, "groups", 1) != 1:
+        # Keras leaves them to XLA, which ONNX knows nothing of.
+        return (
+            f"has {layer.groups} groups, which can't be converted for ESP-DL: use one group, or a depthwise convolution"
+        )
+    if getattr(layer, "depth_multiplier", 1) != 1 and layer.input.shape[-1] != 1:
+        return (
+            f"has a depth_multiplier of {layer.depth_multiplier}, which ESP-DL can't compute: let it be 1, and a 1x1 "
+            "convolution make the channels"
+        )
+    if isinstance(layer, keras.layers.GlobalMaxPooling2D):
+        return "is a global maximum, which ESP-DL can't compute: take MaxPooling2D(x.shape[1:3]) and Flatten"
+    if getattr(layer, "activation", None) is keras.activations.hard_tanh:
+        return "is a hard_tanh, which ESP-DL can't compute: take tanh"
+    return ""
 
 
 def export(

@@ -15,6 +15,11 @@ MAX_PICTURES = 200  # what the gate runs at most; TFLite Micro reads some hundre
 MIN_EQUAL = 0.97
 # Steps of 1/256 that an 8-bit softmax may be off: TFLite Micro looks exponentials up in other tables (measured: 4).
 SOFTMAX_STEPS = 5
+# What an architecture may have in place of layers whose operators a device lacks.
+INSTEAD = {
+    **dict.fromkeys(("MEAN", "REDUCE_MAX"), "MaxPooling2D(x.shape[1:3]) and Flatten"),
+    **dict.fromkeys(("HARD_SWISH", "TANH"), "ReLU or LeakyReLU"),
+}
 DENSE_MULTIPLE = 16  # inputs that optimised kernels read at once
 
 
@@ -107,7 +112,8 @@ def _classes(device: Target, facts: FileFacts, nb_classes: int, soft_labels: boo
 def _inside(device: Target, facts: FileFacts) -> Iterator[str]:
     for operator in facts.operators:
         if operator not in device.operators:
-            yield f"operator {operator} is not compiled into {device.description}"
+            mend = f": take {INSTEAD[operator]}" if operator in INSTEAD else ""
+            yield f"operator {operator} is not compiled into {device.description}{mend}"
     if facts.float_tensors and not device.float_inside:
         count = len(facts.float_tensors)
         yield f"tensor {facts.float_tensors[0]} ({count} in all) is float; {device.name} needs integers throughout"
