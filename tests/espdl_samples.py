@@ -1,6 +1,7 @@
 """Small networks quantised by esp-ppq itself, for the tests of what reads and runs its files."""
 
 import contextlib
+import gc
 import io
 import sys
 from dataclasses import dataclass
@@ -59,8 +60,11 @@ def quantized(
     before = list(sys.path)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
+            # As espdl does: most of the time went into esp-ppq's collecting of garbage.
+            gc.freeze()
             return _quantized(network, target, folder, quant_type, wide, exact, vectors)
         finally:
+            gc.unfreeze()
             sys.path[:] = before
 
 

@@ -1,6 +1,7 @@
 """Files as the toolkit itself exports, checks and writes them, from a trained model."""
 
 import dataclasses
+import gc
 import json
 from importlib.util import find_spec
 
@@ -340,6 +341,13 @@ def test_what_goes_with_a_file_is_written(made, trained, tmp_path):
     assert f"#define PICTURE_CLASS {splits.pool.classes(shown)[0]}\n" in header
     first = ", ".join(map(str, splits.pool.images(shown)[0, 0].ravel().astype(int) - 128))
     assert f"    {first},\n" in header
+
+
+def test_esp_ppqs_garbage_collection_does_not_go_through_what_was_there_before():
+    before = [[]]
+    with espdl._quiet():
+        assert not any(found is before for found in gc.get_objects())
+    assert any(found is before for found in gc.get_objects())
 
 
 def test_a_stranger_file_is_no_model():

@@ -5,6 +5,7 @@ TensorFlow, which a machine that only trains may lack.
 """
 
 import contextlib
+import gc
 import io
 import logging
 import math
@@ -320,6 +321,8 @@ def _quiet():
     """Keeps esp-ppq's banner, bars and coloured lines from the user, and turns what it raises into one error."""
     said = io.StringIO()
     before = list(sys.path)
+    # esp-ppq collects garbage before most of its steps: what is there already need not be gone through each time.
+    gc.freeze()
     try:
         with quiet_native(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             yield
@@ -329,5 +332,6 @@ def _quiet():
         log.debug("%s", said.getvalue())
         raise EspdlExportError(f"ESP-DL conversion failed: {type(error).__name__}: {error}") from error
     finally:
+        gc.unfreeze()
         # esp-ppq puts folders of its own in front of every other module.
         sys.path[:] = before
