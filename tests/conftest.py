@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +142,34 @@ def trained_run(tmp_path_factory):
             (outcome,) = session.train(["cnn32"], settings, session.Options(), splits)
     assert outcome.error == ""
     return outcome, settings, splits
+
+
+@pytest.fixture
+def undrawn():
+    """Runs leave out their charts and their page, which take a third of a small run; ``trained_run`` has them."""
+    from utils import session
+
+    # A patch of its own, as a test may undo what it has patched.
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("training_history", "confusion_matrix", "worst_predictions", "reliability"):
+            patch.setattr(session.report, name, lambda *_: None)
+        patch.setattr(session.report_page, "write", lambda run_dir: None)
+        yield
+
+
+@pytest.fixture
+def already_trained(trained_run, undrawn):
+    """A run of cnn32 takes over what ``trained_run`` has learnt: for what comes after the training."""
+    from utils import runs, session
+
+    def fit(model, splits, settings, run_dir):
+        shutil.copy(trained_run[0].run_dir / runs.BEST_MODEL_FILE, run_dir)
+        row = {"epoch": 1, "val_loss": 0.0, "val_accuracy": 1.0, "seconds": 0.0}
+        return session.training.Training([row], best_epoch=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.training, "fit", fit)
+        yield
 
 
 @pytest.fixture

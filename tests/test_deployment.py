@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import deployment, espdl, evaluation, export, gate, loader, manifest, micro, quantization, session, targets
+from utils import deployment, espdl, evaluation, gate, loader, manifest, micro, quantization, session, targets
 from utils import settings as settings_module
 from utils.espdl_file import EspdlError
 
@@ -99,7 +99,9 @@ def test_golden_pictures_prove_the_files(everywhere):
 
 
 @pytest.mark.parametrize("better", ["ptq", "qat"])
-def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monkeypatch, better, caplog):
+def test_devices_get_the_better_state_of_quantisation_aware_training(
+    trained_run, already_trained, tiny, monkeypatch, better, caplog
+):
     trained, for_chips, made = [], [], []
 
     def spoil(quantized):
@@ -128,10 +130,10 @@ def test_devices_get_the_better_state_of_quantisation_aware_training(tiny, monke
             name,
             lambda *given, act=act, name=name, **by: calls.append(name) or act(*given, **by),
         )
-    source = {"name": "s", "type": "synthetic", "count": 2000}
-    learnt = {"data_sources": [source], "epochs": 3, "learning_rate": 0.003, "augment": False}
+    _, settings, splits = trained_run
     devices = {"deploy_targets": ["tflite_micro", "esphome"], "esp_dl_quantize": True}
-    outcome = train(tiny(use_qat=True, **devices, **learnt))
+    settings = tiny(use_qat=True, **devices, data_sources=settings.data_sources, augment=False)
+    (outcome,) = session.train(["cnn32"], settings, session.Options(), splits)
     # Trained on at the size of logits that training asks for, then made to say how sure it is once more.
     assert calls == ["fold", "taken_out", "fold"]
     assert (for_chips[0] is trained[0]) == (better == "qat")
@@ -173,7 +175,7 @@ def test_of_equal_states_that_before_the_training_stays_and_a_refused_one_is_not
 
 
 @pytest.mark.parametrize("error", [espdl.EspdlExportError, EspdlError])
-def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeypatch, error):
+def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(already_trained, tiny, monkeypatch, error):
     pytest.importorskip("esp_ppq")
 
     def fail(*_):
@@ -188,13 +190,13 @@ def test_a_chip_whose_file_cannot_be_made_leaves_the_others_theirs(tiny, monkeyp
     assert len(session.refusals(outcome)) == 2
 
 
-def test_the_file_of_a_device_is_recommended_where_there_is_one(tiny):
+def test_the_file_of_a_device_is_recommended_where_there_is_one(already_trained, tiny):
     outcome = train(tiny(deploy_targets=["esphome", "esphome"]))
     assert outcome.results["recommended"] == "cnn32_esphome.tflite"
     assert "cnn32_quantized.tflite" in outcome.results["files"]
 
 
-def test_a_refused_file_is_not_written_and_the_run_says_why(tiny, monkeypatch):
+def test_a_refused_file_is_not_written_and_the_run_says_why(already_trained, tiny, monkeypatch):
     def refuse(target, content, *_):
         return gate.Verdict(target, False, ("too large for the chip",), (), None, "operator table")
 
@@ -246,7 +248,7 @@ def test_what_a_chip_will_refuse_is_said_before_training(tiny, caplog, pooling, 
     assert len(said) == bool(refused) and all(text.startswith(refused) for text in said)
 
 
-def test_few_calibration_pictures_are_warned_about(tiny, caplog):
+def test_few_calibration_pictures_are_warned_about(already_trained, tiny, caplog):
     outcome = train(tiny(data_sources=[{"name": "s", "type": "synthetic", "count": 80}]))
     assert "only 64 training pictures to calibrate on" in caplog.text
     # Eight validation pictures are too few to compare kernels on.
@@ -263,21 +265,11 @@ def test_golden_pictures_of_a_name_with_dots_do_not_replace_each_other(trained_r
     assert {path.name for path in (tmp_path / "golden").iterdir()} == names
 
 
-def test_without_devices_the_plain_file_comes_out_ungated(tiny, monkeypatch):
+def test_without_devices_the_plain_file_comes_out_ungated(already_trained, tiny, monkeypatch):
     monkeypatch.setattr(gate, "check", lambda *_: pytest.fail("nobody asked"))
     outcome = train(tiny(deploy_targets=[], quantized_io_type="float32"))
     assert (outcome.run_dir / "cnn32_quantized.tflite").exists()
     assert outcome.results["devices"] == {}
-
-
-def test_own_architectures_are_free_of_kernels_that_chips_get_wrong(rng):
-    for name in models.available():
-        architecture = models.get(name)
-        if architecture.quantizable:
-            model = architecture.build((32, 20, 1), 100)
-            images = rng.integers(0, 256, (100, 32, 20, 1)).astype(np.uint8)
-            content = export.quantized_tflite(model, images, "int8")
-            assert gate.check("tflite_micro", content, 100, False).warnings == (), name
 
 
 def test_tflite_micro_is_there_where_the_tests_run():

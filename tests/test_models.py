@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import models
-from utils import catalog, complexity, evaluation, export, fake_quant, loader, session
+from utils import catalog, complexity, evaluation, export, fake_quant, gate, loader, session
 from utils.synthetic import draw
 
 
@@ -82,6 +82,8 @@ def test_exports_to_a_file_of_the_size_foretold(architecture):
     assert complexity.file_bytes(model, quantized=False) == pytest.approx(len(content), rel=0.01)
     content = export.quantized_tflite(model, images, "int8")
     assert complexity.file_bytes(model) == pytest.approx(len(content), rel=0.03)
+    # Free of kernels that chips get wrong.
+    assert gate.check("tflite_micro", content, 10, False).warnings == ()
     as_int8 = evaluation.tflite_logits(content, images)
     # An untrained network's logits are small and close together; a broken scale or zero point shows all the same.
     assert np.corrcoef(as_int8.ravel(), expected.ravel())[0, 1] > 0.98
