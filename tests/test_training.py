@@ -12,16 +12,26 @@ import models
 from utils import labels, loader, model_archive, model_choice, model_files, runs, synthetic, training
 from utils.augmentation import Augmentation
 
+CNN32 = models.get("cnn32").build
+
+
+def small(input_shape, nb_classes):
+    """With all kinds of weights a network has; TensorFlow takes longer to build larger ones' steps than to train."""
+    image = keras.Input(input_shape)
+    x = keras.layers.Conv2D(8, 3, strides=2)(keras.layers.Rescaling(1 / 128, offset=-1)(image))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    return keras.Model(image, keras.layers.Dense(nb_classes)(keras.layers.Flatten()(x)), name="small")
+
 
 @pytest.fixture
 def fit(tiny, tmp_path):
     """Trains a network on tiny data in ``<tmp_path>/<name>``; returns what ``training.fit`` does, and the folder."""
 
-    def run(name="run", prepare=None, until=None, architecture="cnn32", **overrides):
+    def run(name="run", prepare=None, until=None, build=small, **overrides):
         settings = tiny(**overrides)
         splits = loader.load(settings)
         keras.utils.set_random_seed(settings.seed)
-        model = models.get(architecture).build(settings.input_shape, settings.nb_classes)
+        model = build(settings.input_shape, settings.nb_classes)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         if prepare:
@@ -38,7 +48,7 @@ def rows_of(folder):
 
 def test_learns(fit):
     source = {"name": "s", "type": "synthetic", "count": 5000}
-    fitted, _, _ = fit(epochs=8, data_sources=[source], augment=False)
+    fitted, _, _ = fit(build=CNN32, epochs=8, data_sources=[source], augment=False)
     assert fitted.rows[-1]["loss"] < 0.6 * fitted.rows[0]["loss"]
     # Guessing gives 0.1; synthetic digits are hard, and 4,000 of them are few.
     assert max(row["val_accuracy"] for row in fitted.rows) > 0.42
@@ -47,7 +57,8 @@ def test_learns(fit):
 @pytest.mark.slow
 def test_the_largest_network_outlives_the_first_steps_at_the_default_rate(fit):
     source = {"name": "s", "type": "synthetic", "count": 2500}
-    _, folder, splits = fit(architecture="high_accuracy_validator", data_sources=[source], batch_size=64)
+    largest = models.get("high_accuracy_validator").build
+    _, folder, splits = fit(build=largest, data_sources=[source], batch_size=64)
     model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
     features = keras.Model(model.input, model.layers[-1].input)
     # As in training: the moving averages are far behind after so few steps.
@@ -57,7 +68,7 @@ def test_the_largest_network_outlives_the_first_steps_at_the_default_rate(fit):
 
 
 def test_best_model_file_is_the_best_epoch(fit):
-    fitted, folder, splits = fit(epochs=4, learning_rate=0.003)
+    fitted, folder, splits = fit(epochs=4, learning_rate=0.003, augment=False)
     losses = [row["val_loss"] for row in fitted.rows]
     assert fitted.best_epoch == int(np.argmin(losses)) + 1
     model = keras.models.load_model(folder / runs.BEST_MODEL_FILE, safe_mode=True)
@@ -67,7 +78,7 @@ def test_best_model_file_is_the_best_epoch(fit):
 
 
 def test_log_has_a_row_an_epoch(fit):
-    fitted, folder, _ = fit(epochs=2)
+    fitted, folder, _ = fit(epochs=2, augment=False)
     assert rows_of(folder) == [pytest.approx(row) for row in fitted.rows]
     scores = ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert list(rows_of(folder)[0]) == ["epoch", *scores, "learning_rate", "seconds"]
@@ -130,8 +141,8 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(fit, monkeypatch):
 
 
 def test_early_stopping_ends_training(fit):
-    fitted, _, _ = fit(epochs=50, early_stopping_patience=2, learning_rate=1e-8, learning_rate_schedule="constant",
-                       monitor="val_accuracy")  # fmt: skip
+    fitted, _, _ = fit(build=CNN32, epochs=50, early_stopping_patience=2, learning_rate=1e-8,
+                       learning_rate_schedule="constant", monitor="val_accuracy")  # fmt: skip
     assert len(fitted.rows) == 3
     assert fitted.best_epoch == 1
 
@@ -153,8 +164,9 @@ def test_an_epoch_whose_val_loss_is_no_number_is_not_the_best(tiny, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd"])
 def test_every_optimizer_trains(fit, optimizer):
-    fitted, _, _ = fit(optimizer=optimizer, learning_rate=1e-4)
-    without_decay, _, _ = fit("without", optimizer=optimizer, learning_rate=1e-4, weight_decay=0)
+    options = {"optimizer": optimizer, "learning_rate": 1e-4, "augment": False}
+    fitted, _, _ = fit(**options)
+    without_decay, _, _ = fit("without", **options, weight_decay=0)
     assert without_decay.rows[0]["val_loss"] == pytest.approx(fitted.rows[0]["val_loss"], rel=0.01)
     assert np.isfinite(fitted.rows[0]["val_loss"])
 
@@ -207,8 +219,8 @@ def test_schedules(tiny):
 def test_plateau_divides_the_learning_rate(fit, trained_run):
     # From fresh weights the batch statistics, which learn at a pace of their own, would lower the loss.
     start = str(trained_run[0].run_dir)
-    fitted, _, _ = fit(epochs=6, learning_rate_schedule="plateau", plateau_patience=1, plateau_factor=0.1,
-                       learning_rate=1e-8, early_stopping_patience=0, start_from=start)  # fmt: skip
+    fitted, _, _ = fit(build=CNN32, epochs=6, learning_rate_schedule="plateau", plateau_patience=1,
+                       plateau_factor=0.1, learning_rate=1e-8, early_stopping_patience=0, start_from=start)  # fmt: skip
     rates = [row["learning_rate"] for row in fitted.rows]
     assert rates[0] == pytest.approx(1e-8)
     assert 0 < min(rates) < 1.1e-9
@@ -269,17 +281,16 @@ def test_dropout_resumes_where_it_was(fit):
     assert not [layer for layer in saved.layers if isinstance(layer, keras.layers.Dropout)]
 
 
-def test_an_architectures_own_dropout_resumes_where_it_was(fit, monkeypatch):
+def test_an_architectures_own_dropout_resumes_where_it_was(fit):
     def with_dropout(input_shape, nb_classes):
         image = keras.Input(input_shape)
         x = keras.layers.Dropout(0.5, seed=3)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 128, -1)(image)))
         return keras.Model(image, keras.layers.Dense(nb_classes)(x), name="own")
 
-    architecture = dataclasses.replace(models.get("cnn32"), build=with_dropout)
-    monkeypatch.setattr(models, "get", lambda name: architecture)
-    whole, _, _ = fit("whole", epochs=3, augment=False)
-    fit("parts", epochs=3, augment=False, until=2)
-    parts, _, _ = fit("parts", epochs=3, augment=False)
+    options = {"build": with_dropout, "epochs": 3, "augment": False}
+    whole, _, _ = fit("whole", **options)
+    fit("parts", **options, until=2)
+    parts, _, _ = fit("parts", **options)
     assert_same(parts.rows, whole.rows)
 
 
@@ -349,7 +360,8 @@ def test_start_from_takes_all_weights_that_fit(trained_run, nb_classes):
 def test_start_from_shortens_training(fit, trained_run):
     outcome, _, _ = trained_run
     starts = {"fresh": "", "trained": str(outcome.run_dir)}
-    first = [fit(name, epochs=1, start_from=start)[0].rows[0]["loss"] for name, start in starts.items()]
+    options = {"build": CNN32, "epochs": 1}
+    first = [fit(name, **options, start_from=start)[0].rows[0]["loss"] for name, start in starts.items()]
     assert first[1] < 0.9 * first[0]
 
 
@@ -358,10 +370,8 @@ def test_start_from_begins_with_logits_of_the_size_that_training_asks_for(fit, t
     sure = model_files.load(start)
     sure.layers[-1].set_weights([4 * weight for weight in sure.layers[-1].get_weights()])
     sure.save(tmp_path / "sure.keras")
-    rows = [
-        fit(file.stem, epochs=1, learning_rate=1e-8, start_from=str(file))[0].rows[0]
-        for file in (start, tmp_path / "sure.keras")
-    ]
+    options = {"build": CNN32, "epochs": 1, "learning_rate": 1e-8}
+    rows = [fit(file.stem, **options, start_from=str(file))[0].rows[0] for file in (start, tmp_path / "sure.keras")]
     assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-3)
     assert rows[1]["val_loss"] == pytest.approx(rows[0]["val_loss"], rel=1e-3)
     assert rows[1]["val_accuracy"] == rows[0]["val_accuracy"]
@@ -370,14 +380,14 @@ def test_start_from_begins_with_logits_of_the_size_that_training_asks_for(fit, t
 def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_run, tmp_path):
     start = tmp_path / "start.keras"
     start.write_bytes((trained_run[0].run_dir / runs.BEST_MODEL_FILE).read_bytes())
-    options = {"epochs": 2, "start_from": str(start)}
+    options = {"build": CNN32, "epochs": 2, "start_from": str(start)}
     fit("whole", **options, until=1)
     start.unlink()
     assert len(fit("whole", **options)[0].rows) == 2
 
 
 def test_a_damaged_checkpoint_log_or_model_is_named_with_the_way_out(fit):
-    options = {"epochs": 2, "architecture": "digit_recognizer_v6"}
+    options = {"epochs": 2, "augment": False}
     _, folder, _ = fit(**options, until=1)
     (checkpoint,) = (folder / runs.CHECKPOINT_FOLDER).iterdir()
     history = folder / runs.TRAINING_LOG_FILE
