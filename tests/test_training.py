@@ -360,7 +360,7 @@ def test_start_from_takes_all_weights_that_fit(trained_run, nb_classes):
 def test_start_from_shortens_training(fit, trained_run):
     outcome, _, _ = trained_run
     starts = {"fresh": "", "trained": str(outcome.run_dir)}
-    options = {"build": CNN32, "epochs": 1}
+    options = {"build": CNN32, "epochs": 1, "augment": False}
     first = [fit(name, **options, start_from=start)[0].rows[0]["loss"] for name, start in starts.items()]
     assert first[1] < 0.9 * first[0]
 
@@ -370,7 +370,7 @@ def test_start_from_begins_with_logits_of_the_size_that_training_asks_for(fit, t
     sure = model_files.load(start)
     sure.layers[-1].set_weights([4 * weight for weight in sure.layers[-1].get_weights()])
     sure.save(tmp_path / "sure.keras")
-    options = {"build": CNN32, "epochs": 1, "learning_rate": 1e-8}
+    options = {"build": CNN32, "epochs": 1, "learning_rate": 1e-8, "augment": False}
     rows = [fit(file.stem, **options, start_from=str(file))[0].rows[0] for file in (start, tmp_path / "sure.keras")]
     assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-3)
     assert rows[1]["val_loss"] == pytest.approx(rows[0]["val_loss"], rel=1e-3)
@@ -380,7 +380,7 @@ def test_start_from_begins_with_logits_of_the_size_that_training_asks_for(fit, t
 def test_what_a_run_began_with_may_go_once_there_is_a_checkpoint(fit, trained_run, tmp_path):
     start = tmp_path / "start.keras"
     start.write_bytes((trained_run[0].run_dir / runs.BEST_MODEL_FILE).read_bytes())
-    options = {"build": CNN32, "epochs": 2, "start_from": str(start)}
+    options = {"build": CNN32, "epochs": 2, "augment": False, "start_from": str(start)}
     fit("whole", **options, until=1)
     start.unlink()
     assert len(fit("whole", **options)[0].rows) == 2
