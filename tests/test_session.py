@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -26,6 +27,12 @@ FILES = {
     "worst_readings.json", "report.html", "learnt.npy",
     "reliability.png",
 }  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tiny):
+    """As everywhere, without changed pictures: TensorFlow takes longer to build their graph than to train."""
+    return functools.partial(tiny, augment=False)
 
 
 def train(settings, names=("cnn32",), **options):
@@ -102,21 +109,21 @@ def test_hundred_classes_and_test_sources_are_measured_on_the_ring(tiny):
 
 
 @pytest.mark.slow
-def test_same_seed_same_figures(tiny):
-    first, second = (train(tiny(epochs=3))[0] for _ in range(2))
+def test_same_seed_same_figures(tiny, undrawn):
+    first, second = (train(tiny(epochs=3, augment=True))[0] for _ in range(2))
     assert figures(first.results) == figures(second.results)
     assert first.run_dir != second.run_dir
-    (other,) = train(tiny(epochs=3, seed=7))
+    (other,) = train(tiny(epochs=3, augment=True, seed=7))
     assert figures(other.results) != figures(first.results)
 
 
-def test_without_quantisation_only_the_float_file_comes_out(tiny):
+def test_without_quantisation_only_the_float_file_comes_out(already_trained, tiny):
     (outcome,) = train(tiny(quantize_model=False))
     assert list(outcome.results["files"]) == ["best_model.keras", "cnn32_float.tflite"]
     assert "_FLOAT_" in outcome.run_dir.name
 
 
-def test_traits_override_the_flags_for_that_model_alone(tiny, monkeypatch, caplog):
+def test_traits_override_the_flags_for_that_model_alone(already_trained, tiny, monkeypatch, caplog):
     small = models.get("cnn32")
     validator = models.Architecture("high_accuracy_validator", small.build, quantizable=False)
     monkeypatch.setattr(models, "get", {"cnn32": small, "high_accuracy_validator": validator}.__getitem__)
@@ -130,7 +137,7 @@ def test_traits_override_the_flags_for_that_model_alone(tiny, monkeypatch, caplo
     assert caplog.text.count("high_accuracy_validator is never quantised") == 1
 
 
-def test_one_that_fails_does_not_stop_the_others(tiny, monkeypatch):
+def test_one_that_fails_does_not_stop_the_others(already_trained, tiny, monkeypatch):
     def broken(input_shape, nb_classes):
         raise RuntimeError("out of luck")
 
@@ -202,7 +209,7 @@ def test_a_run_that_lacks_its_page_alone_is_told_how_to_make_it(tiny, monkeypatc
         session.resume(run_dir, session.Options())
 
 
-def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monkeypatch):
+def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(already_trained, tiny, monkeypatch):
     convert, calls = export.integer_tflite, []
 
     def refuse(*given):
@@ -221,7 +228,7 @@ def test_a_failed_conversion_leaves_no_quantised_file_and_no_results(tiny, monke
     assert not names & {"cnn32_quantized.tflite", "results.json"}
 
 
-def test_what_cannot_be_converted_is_refused_before_the_training(tiny, monkeypatch):
+def test_what_cannot_be_converted_is_refused_before_the_training(undrawn, tiny, monkeypatch):
     def with_gelu(input_shape, nb_classes):
         image, x = _blocks.image_input(input_shape)
         x = keras.layers.MaxPooling2D(4)(keras.layers.Activation("gelu")(_blocks.conv_bn(x, 8)))
@@ -237,7 +244,7 @@ def test_what_cannot_be_converted_is_refused_before_the_training(tiny, monkeypat
     assert "odd_float.tflite" in outcome.results["files"]
 
 
-def test_checkpoints_are_kept_on_demand(tiny):
+def test_checkpoints_are_kept_on_demand(undrawn, tiny):
     (outcome,) = train(tiny(), keep_checkpoints=True)
     kept = {path.name for path in (outcome.run_dir / "checkpoints").iterdir()}
     # The note that keeps a resumed run from calibrating twice is there if a temperature was found.
@@ -265,7 +272,7 @@ def cut_power(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("split_by", "measured"), [("cluster", 18), ("image", 24)])
 def test_what_a_run_began_with_had_learnt_is_on_its_record_and_not_measured_on(
-    tiny, tmp_path, picture_folder, monkeypatch, split_by, measured
+    undrawn, tiny, tmp_path, picture_folder, monkeypatch, split_by, measured
 ):
     folder = picture_folder("own", {"a": 120})
     # Copies: split by image, the model learns those of what is measured on.
@@ -292,7 +299,7 @@ def test_what_a_run_began_with_had_learnt_is_on_its_record_and_not_measured_on(
     assert outcome.results["files"][runs.BEST_MODEL_FILE]["sets"]["test"]["n"] == measured, outcome.error
 
 
-def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
+def test_resume_finishes_a_run_whose_export_failed(undrawn, tiny, monkeypatch):
     settings = tiny(epochs=2)
     (whole,) = train(settings)
     cut_power(monkeypatch)
@@ -312,7 +319,7 @@ def test_resume_finishes_a_run_whose_export_failed(tiny, monkeypatch):
         session.resume(run_dir, session.Options())
 
 
-def test_a_trained_run_is_finished_without_its_teacher(tiny, monkeypatch, tmp_path):
+def test_a_trained_run_is_finished_without_its_teacher(undrawn, tiny, monkeypatch, tmp_path):
     teacher, settings = tmp_path / "teacher.keras", tiny(epochs=2)
     models.get("cnn32").build(settings.input_shape, settings.nb_classes).save(teacher)
     settings = dataclasses.replace(settings, teachers=[str(teacher)])
@@ -339,7 +346,7 @@ def test_resume_from_another_folder_says_what_relative_paths_are_taken_from(
         session.resume(run_dir, session.Options())
 
 
-def test_resume_leaves_a_run_alone_that_was_finished_meanwhile(tiny, monkeypatch):
+def test_resume_leaves_a_run_alone_that_was_finished_meanwhile(undrawn, tiny, monkeypatch):
     cut_power(monkeypatch)
     settings = tiny(epochs=1)
     train(settings)
