@@ -143,8 +143,9 @@ def test_strategies_free_what_they_say(architecture, strategy, free):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["last_layer", "feature_extractor"])
-def test_frozen_weights_stay_bit_for_bit(known, strategy):
+def test_frozen_weights_stay_bit_for_bit(known, monkeypatch, strategy):
     path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "BANK", 300)
     model, teacher = load(path), load(path)
     fine_tuning.freeze(model, strategy)
     before = [weights_of(model, trainable) for trainable in (False, True)]
@@ -156,16 +157,18 @@ def test_frozen_weights_stay_bit_for_bit(known, strategy):
 
 
 @pytest.mark.slow
-def test_a_learning_rate_that_explodes_is_an_error(known):
+def test_a_learning_rate_that_explodes_is_an_error(known, monkeypatch):
     path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "BANK", 300)
     plan = Plan(new=("meter",), epochs=1, learning_rate=1e30)
     with pytest.raises(FineTuningError, match="set a lower learning rate"):
         fine_tuning.fit(load(path), None, splits, fine_tuning.mix(splits, plan, (), 1), plan, settings)
 
 
 @pytest.mark.slow
-def test_labels_are_learnt_with_logits_of_the_size_that_they_ask_for(known):
+def test_labels_are_learnt_with_logits_of_the_size_that_they_ask_for(known, monkeypatch):
     path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "BANK", 300)
     model, sure = load(path), load(path)
     sure.layers[-1].set_weights([4 * weight for weight in sure.layers[-1].get_weights()])
     plan = Plan(epochs=1, learning_rate=1e-9)
@@ -206,7 +209,7 @@ def test_what_cannot_be_quantised_is_refused_before_it_is_taught(known, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypatch):
+def test_a_run_is_judged_before_it_counts_as_finished(undrawn, known, tmp_path, monkeypatch):
     judgement = {"accepted": False, "reasons": ["no better"]}
 
     def judged(run_dir, results):
@@ -224,7 +227,7 @@ def test_a_run_is_judged_before_it_counts_as_finished(known, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_drawn_digits_settle_no_other_confidence(known, tmp_path, monkeypatch):
+def test_drawn_digits_settle_no_other_confidence(undrawn, known, tmp_path, monkeypatch):
     taught_by = []
 
     def make_surer(model, teacher, *_):
