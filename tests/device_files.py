@@ -32,6 +32,14 @@ def averaged(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     return layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
 
 
+def weighed(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """A convolution's channels weighed by sigmoids of their averages (squeeze and excite)."""
+    x = layers.MaxPooling2D(4)(layers.Conv2D(16, 3, padding="same", activation="relu")(x))
+    weights = layers.Activation("sigmoid")(layers.Dense(16)(layers.GlobalAveragePooling2D()(x)))
+    x = layers.Multiply()([x, layers.Reshape((1, 1, 16))(weights)])
+    return layers.Dense(classes)(layers.Flatten()(x))
+
+
 def strided(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """What chips compute wrongly: stride 2 with SAME padding, depthwise stride 2, a dense layer of 40 inputs."""
     x = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(x)

@@ -268,6 +268,20 @@ def test_single_steps_are_rounding(monkeypatch):
     assert verdict("tflite_micro", device_files.quantised(), images=device_files.pictures(60)).accepted
 
 
+@needs_micro
+@pytest.mark.parametrize("steps", [2, gate.SIGMOID_STEPS, gate.SIGMOID_STEPS + 1])
+def test_behind_a_sigmoid_a_step_may_become_several(steps, monkeypatch):
+    def jump(outputs):
+        outputs[3, outputs[3].argmin()] += steps
+        return outputs
+
+    monkeypatch.setattr(micro, "run", wrong_by(jump, 1.0))
+    content = device_files.quantised(body=device_files.weighed)
+    found = verdict("tflite_micro", content, images=device_files.pictures(60)).reasons
+    more = f"an output in TFLite Micro is {steps} steps off LiteRT's; 4 is the most that rounding explains"
+    assert found == ((more,) if steps > gate.SIGMOID_STEPS else ())
+
+
 def test_a_tie_reads_either_way():
     first, second = np.array([[3.0, 1, 3]]), np.array([[2.0, 1, 3]])
     assert not list(gate._differences(first, second, 1.0, allowed=1))
