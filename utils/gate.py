@@ -15,9 +15,10 @@ MAX_PICTURES = 200  # what the gate runs at most; TFLite Micro reads some hundre
 MIN_EQUAL = 0.97
 # Steps of 1/256 that an 8-bit softmax may be off: TFLite Micro looks exponentials up in other tables (measured: 4).
 SOFTMAX_STEPS = 5
-# Steps that an output may be off in a network with sigmoids: where one weighs channels (squeeze and excite) it makes up
-# to four steps of one of its input, which dense layers round differently, and moves a whole channel (measured: 3).
-SIGMOID_STEPS = 4
+# Share and steps of networks with sigmoids: weighing channels (squeeze and excite) these make up to four steps of one
+# of their input, which dense layers round differently, and move whole channels. Measured on nine trained networks with
+# two or three of these: of 200 pictures' outputs 96.2 % equal at worst, four steps off at most.
+SIGMOID_EQUAL, SIGMOID_STEPS = 0.92, 8
 # What an architecture may have in place of layers whose operators a device lacks.
 INSTEAD = {
     **dict.fromkeys(("MEAN", "REDUCE_MAX"), "MaxPooling2D(x.shape[1:3]) and Flatten"),
@@ -179,7 +180,7 @@ def _on_micro(
             # Half a step: in files with float outputs equal steps differ by rounding.
             equal = float(np.mean(np.abs(found - expected) < 0.5))
             checked_with += f", {equal:.2%} of outputs equal"
-            reasons = list(_differences(expected, found, equal, _explained(facts)))
+            reasons = list(_differences(expected, found, equal, *_explained(facts)))
     except micro.MicroError as error:
         return None, checked_with, [str(error)]
     if device.max_arena_bytes and arena > device.max_arena_bytes:
@@ -187,17 +188,17 @@ def _on_micro(
     return arena, checked_with, reasons
 
 
-def _explained(facts: FileFacts) -> int:
-    """Steps that rounding alone may put an output off."""
-    if facts.gives_probabilities:
-        return SOFTMAX_STEPS
-    return SIGMOID_STEPS if "LOGISTIC" in facts.operators else 1
+def _explained(facts: FileFacts) -> tuple[float, int]:
+    """What rounding alone explains: the share of outputs that are equal, and by how many steps one may be off."""
+    if "LOGISTIC" in facts.operators:
+        return SIGMOID_EQUAL, SIGMOID_STEPS
+    return MIN_EQUAL, SOFTMAX_STEPS if facts.gives_probabilities else 1
 
 
-def _differences(expected: np.ndarray, found: np.ndarray, equal: float, allowed: int) -> Iterator[str]:
-    """What is wrong with outputs, given in steps, of which one may be ``allowed`` steps off."""
-    if equal < MIN_EQUAL:
-        yield f"only {equal:.1%} of the outputs in TFLite Micro equal LiteRT's; {MIN_EQUAL:.0%} are needed"
+def _differences(expected: np.ndarray, found: np.ndarray, equal: float, needed: float, allowed: int) -> Iterator[str]:
+    """What is wrong with outputs, given in steps, of which one may be ``allowed`` steps off; ``equal``: their share."""
+    if equal < needed:
+        yield f"only {equal:.1%} of the outputs in TFLite Micro equal LiteRT's; {needed:.0%} are needed"
     off = np.abs(found - expected).max()
     if off >= allowed + 0.5:
         most = f"{allowed} is the most that rounding explains"
