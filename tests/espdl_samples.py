@@ -1,9 +1,5 @@
 """Small networks quantised by esp-ppq itself, for the tests of what reads and runs its files."""
 
-import contextlib
-import gc
-import io
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +9,7 @@ import numpy as np
 from keras import layers
 
 import models
-from utils import espdl_file, synthetic
+from utils import espdl, espdl_file, synthetic
 
 PICTURES = synthetic.draw(900, 3).images
 TARGETS = ("esp32", "esp32s3", "esp32p4")
@@ -57,15 +53,8 @@ def quantized(
 
     With ``exact`` esp-ppq simulates 16 bits in float64; with ``vectors`` the file has test values of all tensors.
     """
-    before = list(sys.path)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            # As espdl does: most of the time went into esp-ppq's collecting of garbage.
-            gc.freeze()
-            return _quantized(network, target, folder, quant_type, wide, exact, vectors)
-        finally:
-            gc.unfreeze()
-            sys.path[:] = before
+    with espdl._quiet():
+        return _quantized(network, target, folder, quant_type, wide, exact, vectors)
 
 
 def simulated(sample: Sample, images: np.ndarray, names: list[str], batch: int = 1) -> dict[str, np.ndarray]:
