@@ -189,6 +189,16 @@ def test_what_esp_dl_lacks_is_refused_by_name(layer, message, rng):
         espdl.to_onnx(fake_quant.quantize(model, images))
 
 
+def test_all_that_esp_dl_lacks_is_named_at_once(rng):
+    images = rng.integers(0, 256, (20, 32, 20, 1)).astype(np.uint8)
+    image = keras.Input((32, 20, 1))
+    x = layers.Conv2D(8, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image))
+    x = layers.Activation("hard_tanh", name="first")(x)
+    model = keras.Model(image, layers.Dense(10)(layers.GlobalMaxPooling2D(name="second")(x)), name="net")
+    with pytest.raises(espdl.EspdlExportError, match=r"^layer first is a hard_tanh, .*; layer second is a global max"):
+        espdl.to_onnx(fake_quant.quantize(model, images))
+
+
 def test_mixed_keeps_the_input_in_8_bits_and_says_what_was_tried(trained, pictures):
     _, quantized, splits, _ = trained
     images, reference = pictures

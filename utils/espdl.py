@@ -97,9 +97,9 @@ def to_onnx(quantized: keras.Model) -> Network:
     import tensorflow as tf
 
     network, largest_logit = fake_quant.folded(quantized)
+    if lacking := [f"layer {layer.name} {text}" for layer in network.layers if (text := _lacking(layer))]:
+        raise EspdlExportError("; ".join(lacking))
     for layer in network.layers:
-        if lacking := _lacking(layer):
-            raise EspdlExportError(f"layer {layer.name} {lacking}")
         if isinstance(layer, keras.layers.Add):
             # Keras makes a bias of a tensor with one value a channel, but a bias is a constant in ESP-DL.
             layer._merge_function = lambda tensors: tensors[0] + tensors[1]
