@@ -102,6 +102,14 @@ def _pooled_at_once():
     return lambda x: layers.MaxPooling2D(x.shape[1:3])(x)
 
 
+def _beside(layer):
+    return lambda: lambda x: layers.Add()([x, layer()(x)])
+
+
+def _of_two_maxima(layer):
+    return lambda: lambda x: layer()([layers.MaxPooling2D(size, 4, "same")(x) for size in (2, 4)])
+
+
 @pytest.mark.parametrize(
     ("operator", "lacking", "instead", "taken"),
     [
@@ -109,6 +117,12 @@ def _pooled_at_once():
         ("REDUCE_MAX", layers.GlobalMaxPooling2D, "MaxPooling2D(x.shape[1:3]) and Flatten", _pooled_at_once),
         ("TANH", lambda: layers.Activation("tanh"), "ReLU or LeakyReLU", layers.ReLU),
         ("HARD_SWISH", lambda: layers.Activation("hard_silu"), "ReLU or LeakyReLU", layers.LeakyReLU),
+        ("LOGISTIC", lambda: layers.Activation("sigmoid"), "ReLU or LeakyReLU", layers.ReLU),
+        ("AVERAGE_POOL_2D", lambda: layers.AveragePooling2D(2), "MaxPooling2D", layers.MaxPooling2D),
+        ("CONCATENATION", _of_two_maxima(layers.Concatenate), "Add", _of_two_maxima(layers.Add)),
+        ("RELU", _beside(layers.ReLU), "LeakyReLU", _beside(layers.LeakyReLU)),
+        ("PAD", layers.ZeroPadding2D, 'padding="same"', lambda: layers.Conv2D(16, 3, padding="same")),
+        ("DEPTHWISE_CONV_2D", lambda: layers.DepthwiseConv2D(3), "Conv2D", lambda: layers.Conv2D(16, 3)),
     ],
 )
 def test_what_is_unknown_to_ai_on_the_edge_alone_has_a_substitute(operator, lacking, instead, taken):

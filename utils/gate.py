@@ -22,7 +22,10 @@ SIGMOID_EQUAL, SIGMOID_STEPS = 0.92, 8
 # What an architecture may have in place of layers whose operators a device lacks.
 INSTEAD = {
     **dict.fromkeys(("MEAN", "REDUCE_MAX"), "MaxPooling2D(x.shape[1:3]) and Flatten"),
-    **dict.fromkeys(("HARD_SWISH", "TANH"), "ReLU or LeakyReLU"),
+    **dict.fromkeys(("HARD_SWISH", "LOGISTIC", "TANH"), "ReLU or LeakyReLU"),
+    **{"AVERAGE_POOL_2D": "MaxPooling2D", "CONCATENATION": "Add", "DEPTHWISE_CONV_2D": "Conv2D"},
+    # Of a ReLU that nothing before it can take in; of ZeroPadding2D.
+    **{"RELU": "LeakyReLU", "PAD": 'padding="same"'},
 }
 DENSE_MULTIPLE = 16  # inputs that optimised kernels read at once
 
