@@ -46,6 +46,11 @@ def known(trained_run, meter):
     return outcome.run_dir / "best_model.keras", settings, loader.load(settings, ["meter"], aside_from=1000)
 
 
+@pytest.fixture
+def few_replayed(monkeypatch):
+    monkeypatch.setattr(fine_tuning, "BANK", 300)
+
+
 def load(path):
     return keras.models.load_model(path, compile=False, safe_mode=True)
 
@@ -143,9 +148,8 @@ def test_strategies_free_what_they_say(architecture, strategy, free):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["last_layer", "feature_extractor"])
-def test_frozen_weights_stay_bit_for_bit(known, monkeypatch, strategy):
+def test_frozen_weights_stay_bit_for_bit(known, few_replayed, strategy):
     path, settings, splits = known
-    monkeypatch.setattr(fine_tuning, "BANK", 300)
     model, teacher = load(path), load(path)
     fine_tuning.freeze(model, strategy)
     before = [weights_of(model, trainable) for trainable in (False, True)]
@@ -157,18 +161,16 @@ def test_frozen_weights_stay_bit_for_bit(known, monkeypatch, strategy):
 
 
 @pytest.mark.slow
-def test_a_learning_rate_that_explodes_is_an_error(known, monkeypatch):
+def test_a_learning_rate_that_explodes_is_an_error(known, few_replayed):
     path, settings, splits = known
-    monkeypatch.setattr(fine_tuning, "BANK", 300)
     plan = Plan(new=("meter",), epochs=1, learning_rate=1e30)
     with pytest.raises(FineTuningError, match="set a lower learning rate"):
         fine_tuning.fit(load(path), None, splits, fine_tuning.mix(splits, plan, (), 1), plan, settings)
 
 
 @pytest.mark.slow
-def test_labels_are_learnt_with_logits_of_the_size_that_they_ask_for(known, monkeypatch):
+def test_labels_are_learnt_with_logits_of_the_size_that_they_ask_for(known, few_replayed):
     path, settings, splits = known
-    monkeypatch.setattr(fine_tuning, "BANK", 300)
     model, sure = load(path), load(path)
     sure.layers[-1].set_weights([4 * weight for weight in sure.layers[-1].get_weights()])
     plan = Plan(epochs=1, learning_rate=1e-9)
@@ -348,9 +350,8 @@ def test_new_pictures_stay_as_they_are_without_augmentation(known):
     assert all(image.tobytes() in originals for image in plain.draw(30)[0])
 
 
-def test_new_pictures_are_changed_mildly_and_replayed_ones_as_in_training_whatever_augment_is(known, monkeypatch):
+def test_new_pictures_are_changed_mildly_and_replayed_ones_as_in_training_whatever_augment_is(known, few_replayed):
     _, settings, splits = known
-    monkeypatch.setattr(fine_tuning, "BANK", 300)
     # All that could strike does: a picture with dark and light exchanged is another picture.
     strong = {"augment_invert": 1.0, "augment_cover": 1.0, "augment_sharpen": 1.0}
     settings = dataclasses.replace(settings, augment=True, **strong)
@@ -404,9 +405,8 @@ def test_a_picture_rolls_with_its_label(known):
     assert (rolled.min(), rolled.max()) == pytest.approx((-2, 2), abs=0.1)
 
 
-def test_a_batch_is_new_pictures_then_replayed_ones_with_what_the_old_model_says(known, monkeypatch):
+def test_a_batch_is_new_pictures_then_replayed_ones_with_what_the_old_model_says(known, few_replayed):
     path, settings, splits = known
-    monkeypatch.setattr(fine_tuning, "BANK", 300)
     chosen = fine_tuning.mix(splits, Plan(new=("meter",)), (), 1)
     chosen = dataclasses.replace(chosen, plain=chosen.plain[:30], changed=chosen.changed[30:60], new_share=0.3)
     rows = fine_tuning._Rows(splits, chosen, load(path), settings)
