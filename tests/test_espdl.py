@@ -178,6 +178,10 @@ def test_two_rows_that_are_added_make_no_bias(rng):
             lambda: layers.AveragePooling2D(2, 1, "same", name="odd"),
             r"^AveragePool net_\d/odd.* padded on one side: pool",
         ),
+        (
+            lambda: lambda x: layers.GlobalMaxPooling2D(name="second")(layers.Activation("hard_tanh", name="first")(x)),
+            r"^layer first is a hard_tanh, .*; layer second is a global max",
+        ),
     ],
 )
 def test_what_esp_dl_lacks_is_refused_by_name(layer, message, rng):
@@ -186,16 +190,6 @@ def test_what_esp_dl_lacks_is_refused_by_name(layer, message, rng):
     x = layers.Conv2D(8, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image))
     model = keras.Model(image, layers.Dense(10)(layers.Flatten()(layer()(x))), name="net")
     with pytest.raises(espdl.EspdlExportError, match=message):
-        espdl.to_onnx(fake_quant.quantize(model, images))
-
-
-def test_all_that_esp_dl_lacks_is_named_at_once(rng):
-    images = rng.integers(0, 256, (20, 32, 20, 1)).astype(np.uint8)
-    image = keras.Input((32, 20, 1))
-    x = layers.Conv2D(8, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image))
-    x = layers.Activation("hard_tanh", name="first")(x)
-    model = keras.Model(image, layers.Dense(10)(layers.GlobalMaxPooling2D(name="second")(x)), name="net")
-    with pytest.raises(espdl.EspdlExportError, match=r"^layer first is a hard_tanh, .*; layer second is a global max"):
         espdl.to_onnx(fake_quant.quantize(model, images))
 
 
