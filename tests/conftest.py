@@ -173,12 +173,19 @@ def already_trained(trained_run, undrawn):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
+def door_within(monkeypatch):
+    """A door is called in this process, whose log must not go on into what it had for stderr."""
+    from utils import console
+
+    monkeypatch.setattr(console, "set_up", lambda debug=False: None)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch, door_within):
     """A door called in this process must refuse what it is given before it reads a picture."""
-    from utils import console, loader
+    from utils import loader
 
     monkeypatch.setattr(loader, "load", lambda *_, **__: pytest.fail("pictures were read"))
-    monkeypatch.setattr(console, "set_up", lambda debug: None)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_damaged_files_are_refused_and_the_old_page_stays(run, name, content):
     assert (run / "report.html").read_text(encoding="utf-8") == old
 
 
-def test_the_command_makes_the_page_anew(run, capsys):
+def test_the_command_makes_the_page_anew(run, door_within, capsys):
     door = importlib.import_module("report")
     assert door.main([str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")

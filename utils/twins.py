@@ -8,10 +8,6 @@ from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
-from scipy.ndimage import uniform_filter
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from utils.console import progress
 
@@ -65,6 +61,10 @@ def twin_clusters(images: np.ndarray) -> np.ndarray:
     _, first = np.unique(groups, return_index=True)
     if len(first) < 2:
         return groups
+    # SciPy is a good part of what --help and refusals would wait for: it is imported where it is used.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     descriptors = _describe(images, first)
     a, b = _candidates(descriptors)
     twins = _are_twins(descriptors, a, b)
@@ -104,6 +104,8 @@ def _shading_remover() -> np.ndarray:
 
 def _candidates(descriptors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (a, b), a < b, of neighbours within MAX_DIFFERENCE in the space of the main components."""
+    from scipy.spatial import cKDTree
+
     count, pixels = descriptors.shape
     mean = descriptors.mean(axis=0)
     _, axes = np.linalg.eigh(descriptors.T @ descriptors / count - np.outer(mean, mean))
@@ -132,6 +134,8 @@ def _are_twins(descriptors: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndar
 
 
 def _within_limits(difference: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import uniform_filter
+
     overall = _root_mean_square(difference)
     patches = uniform_filter(difference.reshape(-1, ROWS, COLUMNS), size=(1, 3, 3), mode="nearest")
     patch = np.abs(patches).max(axis=(1, 2))
