@@ -167,6 +167,19 @@ def test_two_rows_that_are_added_make_no_bias(rng):
     assert check(file, images, reference, min_agreement=0.8).reasons == ()
 
 
+def test_several_layers_may_read_the_picture(rng):
+    keras.utils.set_random_seed(3)
+    images = rng.integers(0, 256, (60, 32, 20, 1)).astype(np.uint8)
+    image = keras.Input((32, 20, 1))
+    scaled = layers.Rescaling(1 / 128, offset=-1)(image)
+    x = layers.Concatenate()([layers.Conv2D(4, size, strides=4, padding="same")(scaled) for size in (1, 3, (1, 5))])
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="branches")
+    reference = evaluation.keras_logits(model, images)
+    network = espdl.to_onnx(fake_quant.quantize(model, images))
+    file = espdl.export(network, "esp32s3", "mixed", images[:40], images, reference.argmax(axis=1), {})
+    assert check(file, images, reference, min_agreement=0.8).reasons == ()
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [

@@ -278,9 +278,11 @@ def _fix_ends(graph, largest_logit: float) -> None:
     import torch
     from esp_ppq.quantization.optim import PassiveParameterQuantizePass
 
-    (first,), (output,) = graph.inputs[INPUT_NAME].dest_ops, graph.outputs.values()
-    source, target = first.input_quant_config[0].dominated_by, output.source_op.output_quant_config[0].dominated_by
-    source.scale = torch.full_like(source.scale, 2.0**espdl_run.PIXEL_EXPONENT)
+    source, (output,) = graph.inputs[INPUT_NAME], graph.outputs.values()
+    target = output.source_op.output_quant_config[0].dominated_by
+    for operation in source.dest_ops:
+        config = operation.input_quant_config[operation.inputs.index(source)].dominated_by
+        config.scale = torch.full_like(config.scale, 2.0**espdl_run.PIXEL_EXPONENT)
     if target.num_of_bits == 8:
         exponent = math.ceil(math.log2(largest_logit / 127) - LOGITS_OVERFLOW)
         target.scale = torch.full_like(target.scale, 2.0**exponent)
