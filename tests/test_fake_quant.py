@@ -257,6 +257,8 @@ def test_rgb_input_reads_grey_pictures_alike(images):
         (lambda: layers.ReLU(threshold=0.5, name="odd"), "layer odd: .* and threshold = 0.5 can't be quantised"),
         (lambda: layers.Rescaling(0.2, name="odd"), "layer odd: a further Rescaling can't be quantised"),
         (lambda: layers.ReLU(6, name="odd"), r"layer odd: TFLite Micro computes a ReLU\(6\) wrongly unless it alone"),
+        (lambda: lambda x: layers.ELU(name="b")(layers.PReLU(name="a")(x)), r"layer a \(PReLU\), b \(ELU\) .* MaxPool"),
+        (lambda: lambda x: layers.Activation("gelu", name="c")(x + x), "operation add.*; layer c: its activation gelu"),
         (lambda: lambda x: x + x, r"operation add\w* is no layer: write it as one to quantise it"),
     ],
 )

@@ -8,6 +8,7 @@ per channel for convolutions and per tensor for dense layers, with the scales th
 chooses by itself: ``max|w| / 127``.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -39,6 +40,7 @@ OTHERS = (
     *(layers.Rescaling, layers.BatchNormalization, layers.ReLU, layers.LeakyReLU, layers.Activation, layers.Add),
     *(layers.Concatenate, layers.Multiply, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
 )
+KNOWN = (*WEIGHTED, *TRANSPARENT, *OTHERS)
 # TensorFlow Lite has operators in integers for these, behind a layer; others would stay float.
 SEPARATE_ACTIVATIONS = ("leaky_relu", "silu", "hard_silu", "tanh", "sigmoid", "hard_tanh", "softmax")
 
@@ -243,9 +245,10 @@ def _plan(model: keras.Model) -> _Plan:
         )
     if others:
         raise QuantizationError(f"layer {others[0].name}: a further Rescaling can't be quantised; multiply the weights")
+    if objections := list(_objections(model)):
+        raise QuantizationError("; ".join(objections))
     consumers = {layer.name: [] for layer in model.layers}
     for layer in model.operations:
-        _check(layer)
         for parent in _parents(layer):
             consumers[parent.name].append(layer)
     folded = {
@@ -284,37 +287,41 @@ def _last(model: keras.Model) -> str:
     return layer.name
 
 
-def _check(layer: keras.Operation) -> None:
+def _objections(model: keras.Model) -> Iterator[str]:
+    """What can't be quantised, and what to do instead: everything at once, since asking anew takes a minute."""
+    if foreign := [layer for layer in model.layers if not isinstance(layer, KNOWN)]:
+        named = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in foreign)
+        kinds = sorted(kind.__name__ for kind in KNOWN if kind is not layers.InputLayer)
+        yield f"layer {named} can't be quantised; build it from {', '.join(kinds)}"
+    for operation in model.operations:
+        if text := _objection(operation):
+            yield text
+
+
+def _objection(layer: keras.Operation) -> str:
+    """What is wrong with a layer of a kind that is known, or with an operation that is no layer; "" if nothing."""
     if not isinstance(layer, layers.Layer):
-        raise QuantizationError(
-            f"operation {layer.name} is no layer: write it as one to quantise it, + as layers.Add() for example"
-        )
-    if not isinstance(layer, (*WEIGHTED, *TRANSPARENT, *OTHERS)):
-        raise QuantizationError(
-            f"layer {layer.name} ({type(layer).__name__}) can't be quantised; build it from"
-            f" {', '.join(sorted(kind.__name__ for kind in (*WEIGHTED, *OTHERS)))}"
-        )
+        return f"operation {layer.name} is no layer: write it as one to quantise it, + as layers.Add() for example"
     if isinstance(layer, (*WEIGHTED, layers.Activation)) and not (_linear(layer) or _is_relu(layer)):
         activation = getattr(layer.activation, "__name__", str(layer.activation))
         if activation not in SEPARATE_ACTIVATIONS:
             names = ", ".join(("relu", "relu6", *SEPARATE_ACTIVATIONS))
-            raise QuantizationError(f"layer {layer.name}: its activation {activation} can't be quantised; {names} can")
+            return f"layer {layer.name}: its activation {activation} can't be quantised; {names} can"
         if isinstance(layer, WEIGHTED):
-            raise QuantizationError(f"layer {layer.name}: put its activation into a layer of its own to quantise it")
+            return f"layer {layer.name}: put its activation into a layer of its own to quantise it"
     odd = isinstance(layer, layers.ReLU) and not _is_relu(layer)
     if odd and (layer.max_value is not None or layer.threshold):
-        raise QuantizationError(
+        return (
             f"layer {layer.name}: a ReLU with max_value = {layer.max_value}, negative_slope = {layer.negative_slope} "
             f"and threshold = {layer.threshold} can't be quantised; ReLU(), ReLU(6) and LeakyReLU can"
         )
     if isinstance(layer, layers.Add) and len(_parents(layer)) > 2:
-        raise QuantizationError(f"layer {layer.name} adds {len(_parents(layer))} tensors: add two at a time")
+        return f"layer {layer.name} adds {len(_parents(layer))} tensors: add two at a time"
     if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, len(layer.output.shape) - 1):
-        raise QuantizationError(
-            f"layer {layer.name} normalises over axis {layer.axis}: let it be the last one, channels"
-        )
+        return f"layer {layer.name} normalises over axis {layer.axis}: let it be the last one, channels"
     if len(layer._inbound_nodes) > 1:
-        raise QuantizationError(f"layer {layer.name} is used more than once: a shared layer can't be quantised")
+        return f"layer {layer.name} is used more than once: a shared layer can't be quantised"
+    return ""
 
 
 def _linear(layer: keras.layers.Layer) -> bool:
