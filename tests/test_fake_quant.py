@@ -250,6 +250,7 @@ def test_rgb_input_reads_grey_pictures_alike(images):
     [
         (lambda: layers.SeparableConv2D(4, 3, name="odd"), r"layer odd \(SeparableConv2D\) can't be quantised"),
         (lambda: layers.Conv2D(4, 3, activation="tanh", name="odd"), "layer odd: put its activation into a layer"),
+        (lambda: layers.Conv2D(4, 3, activation=layers.LeakyReLU(), name="odd"), "layer odd: put its activation into"),
         (lambda: layers.Dense(4, activation="elu", name="odd"), "its activation elu can't be quantised; relu, .* can"),
         (lambda: layers.Activation("hard_sigmoid", name="odd"), "activation hard_sigmoid can't .* sigmoid, .* can"),
         (lambda: layers.ReLU(1, name="odd"), r"layer odd: a ReLU with max_value = 1, .* ReLU\(6\) and LeakyReLU can"),

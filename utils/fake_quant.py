@@ -304,10 +304,12 @@ def _objection(layer: keras.Operation) -> str:
         return f"operation {layer.name} is no layer: write it as one to quantise it, + as layers.Add() for example"
     if isinstance(layer, (*WEIGHTED, layers.Activation)) and not (_linear(layer) or _is_relu(layer)):
         activation = getattr(layer.activation, "__name__", str(layer.activation))
-        if activation not in SEPARATE_ACTIVATIONS:
+        # Such as Conv2D(8, 3, activation=LeakyReLU()).
+        within = isinstance(layer.activation, layers.Layer)
+        if activation not in SEPARATE_ACTIVATIONS and not within:
             names = ", ".join(("relu", "relu6", *SEPARATE_ACTIVATIONS))
             return f"layer {layer.name}: its activation {activation} can't be quantised; {names} can"
-        if isinstance(layer, WEIGHTED):
+        if isinstance(layer, WEIGHTED) or within:
             return f"layer {layer.name}: put its activation into a layer of its own to quantise it"
     odd = isinstance(layer, layers.ReLU) and not _is_relu(layer)
     if odd and (layer.max_value is not None or layer.threshold):
