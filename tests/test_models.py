@@ -204,6 +204,18 @@ def test_what_could_not_be_exported_is_refused_before_it_is_trained(monkeypatch,
         assert message in outcome.error
 
 
+def test_what_no_script_could_open_again_is_said_before_it_is_trained(monkeypatch, tiny, caplog):
+    def added(shape, nb_classes):
+        row = a_row(shape, nb_classes)
+        return keras.Model(row.inputs, row.outputs[0] + 1.0)
+
+    for build, said in ((added, True), (a_row, False)):
+        own(monkeypatch, build)
+        caplog.clear()
+        session.check(["my_own"], tiny(quantize_model=False))
+        assert ("models/my_own.py: the model contains keras.src.ops.numpy.Add, but" in caplog.text) is said
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

@@ -89,7 +89,7 @@ def read(path: Path, foreign: bool = False) -> tuple[str, bytes, int]:
             _check_entries(path, archive.infolist())
             _check_version(path, archive)
             config = json.loads(_entry(archive, CONFIG))
-            _check_config(path, config, foreign)
+            check_config(path, config, foreign)
             weights = _entry(archive, WEIGHTS)
         stored = _check_weights(path, weights)
     return json.dumps({**config, "compile_config": None}), weights, stored
@@ -171,7 +171,12 @@ def _check_version(path: Path, archive: zipfile.ZipFile) -> None:
         raise ModelFileError(f"{path}: saved by Keras {shown}; rebuild the model with Keras 3 and save it again")
 
 
-def _check_config(path: Path, config: Any, foreign: bool) -> None:
+def check_config(path: Path, config: Any, foreign: bool) -> None:
+    """Refuses a description that is not of plain layers in one flat model.
+
+    Raises:
+        ModelFileError: the message names the part.
+    """
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ModelFileError(f"{path}: {CONFIG} describes no model; save the model with Keras 3 anew")
     _check_part(path, config, MODELS)

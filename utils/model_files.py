@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import math
 import re
 import tempfile
@@ -17,10 +18,12 @@ import numpy as np
 import models
 from utils import console, encodings
 from utils import settings as settings_module
-from utils.model_archive import CONFIG, METADATA, WEIGHTS, ModelFileError, one_sentence, printable, read
+from utils.model_archive import CONFIG, METADATA, WEIGHTS, ModelFileError, check_config, one_sentence, printable, read
 from utils.settings import Settings
 
 # Importing Keras takes seconds, and the doors answer a wrong path at once: only `load` imports it.
+
+log = logging.getLogger(__name__)
 
 MAX_TENSOR_ELEMENTS = 1 << 26  # of one picture's values between two layers
 LAYER_NAME = r"[A-Za-z0-9_.\\/>-]*"  # what TensorFlow takes as the name of a scope
@@ -105,6 +108,16 @@ def check_built(model: Any, file: str, settings: Settings) -> None:
             )
     with one_sentence(f"{file}: {models.NOT_LOADABLE}"):
         models.as_graph(model, model.name)
+
+
+def warn_of_foreign_layers(model: Any, file: str) -> None:
+    """Says of an architecture that is not to be quantised if :func:`load` will refuse it; ``file`` is where it lies."""
+    import keras
+
+    try:
+        check_config(Path(file), json.loads(json.dumps(keras.saving.serialize_keras_object(model))), foreign=False)
+    except ModelFileError as error:
+        log.warning("once trained, its best_model.keras can be neither read nor taught further nor teach: %s", error)
 
 
 def identity(model: Any) -> Identity:

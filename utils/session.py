@@ -366,6 +366,7 @@ def _check(model: keras.Model, name: str, settings: Settings, mode: Quantization
     file = f"models/{name}.py"
     model_files.check_built(model, file, settings)
     _check_quantizable(model, file, settings, mode)
+    model_files.warn_of_foreign_layers(model, file)
 
 
 def _check_quantizable(model: keras.Model, file: str, settings: Settings, mode: QuantizationMode) -> None:
