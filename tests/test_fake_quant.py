@@ -303,12 +303,13 @@ def test_batch_normalisation_of_a_row_goes_into_a_linear_dense_layer(dense, imag
             fake_quant.quantize(model, images)
 
 
-def test_normalising_over_another_axis_and_adding_three_are_refused():
+def test_normalising_over_another_axis_and_joining_three_are_refused():
     image = keras.Input((32, 20, 1))
     x = layers.Conv2D(20, 3, padding="same")(layers.Rescaling(1 / 128, offset=-1)(image))
     for end, message in (
         (layers.BatchNormalization(axis=2)(x), "normalises over axis 2"),
-        (layers.Add()([x, x, x]), "adds 3 tensors: add two at a time"),
+        (layers.Add()([x, x, x]), "takes 3 tensors: let it take two at a time"),
+        (layers.Multiply()([x, x, x]), "takes 3 tensors: let it take two at a time"),
     ):
         model = keras.Model(image, layers.Dense(10)(layers.Flatten()(end)))
         with pytest.raises(fake_quant.QuantizationError, match=message):

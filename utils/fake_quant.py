@@ -292,7 +292,7 @@ def _objections(model: keras.Model) -> Iterator[str]:
     if foreign := [layer for layer in model.layers if not isinstance(layer, KNOWN)]:
         named = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in foreign)
         kinds = sorted(kind.__name__ for kind in KNOWN if kind is not layers.InputLayer)
-        yield f"layer {named} can't be quantised; build it from {', '.join(kinds)}"
+        yield f"layer {named} can't be quantised; build it in one flat model from {', '.join(kinds)}"
     for operation in model.operations:
         if text := _objection(operation):
             yield text
@@ -317,8 +317,8 @@ def _objection(layer: keras.Operation) -> str:
             f"layer {layer.name}: a ReLU with max_value = {layer.max_value}, negative_slope = {layer.negative_slope} "
             f"and threshold = {layer.threshold} can't be quantised; ReLU(), ReLU(6) and LeakyReLU can"
         )
-    if isinstance(layer, layers.Add) and len(_parents(layer)) > 2:
-        return f"layer {layer.name} adds {len(_parents(layer))} tensors: add two at a time"
+    if isinstance(layer, layers.Add | layers.Multiply) and len(_parents(layer)) > 2:
+        return f"layer {layer.name} takes {len(_parents(layer))} tensors: let it take two at a time"
     if isinstance(layer, layers.BatchNormalization) and layer.axis not in (-1, len(layer.output.shape) - 1):
         return f"layer {layer.name} normalises over axis {layer.axis}: let it be the last one, channels"
     if len(layer._inbound_nodes) > 1:
