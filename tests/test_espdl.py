@@ -186,6 +186,7 @@ def test_several_layers_may_read_the_picture(rng):
         (lambda: layers.Conv2D(8, 3, groups=2, name="odd"), "^layer odd has 2 groups, which can't be converted"),
         (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, name="odd"), "^layer odd has a depth_multiplier of 2"),
         (lambda: layers.GlobalMaxPooling2D(name="odd"), r"^layer odd .*: take MaxPooling2D\(x.shape\[1:3\]\) and Flat"),
+        (lambda: layers.Dense(8, name="odd"), "^layer odd is a dense layer of several rows, .*: take Conv2D"),
         (lambda: layers.Activation("hard_tanh", name="odd"), "^layer odd is a hard_tanh, which .*: take tanh$"),
         (
             lambda: layers.AveragePooling2D(2, 1, "same", name="odd"),
@@ -305,7 +306,7 @@ def test_the_gate_refuses_another_input_and_scales_that_no_chip_computes(made, p
     for change, reason in (
         ({"exponents": (-6,)}, "the input is int8 with exponents (-6,), not int8 with -7"),
         ({"dtype": "int16"}, "the input is int16 with exponents (-7,), not int8 with -7"),
-        ({"shape": (1, 32, 20, 3)}, "the input has the shape (1, 32, 20, 3), not (1, 32, 20, 1)"),
+        ({"shape": (1, 32, 20, 3)}, "the input has the shape (1, 32, 20, 3), not (1, 32, 20, 1): let a conv"),
     ):
         other = dataclasses.replace(model, inputs=(dataclasses.replace(source, **change),))
         (found,) = espdl_gate._input(other, images)

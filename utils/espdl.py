@@ -136,6 +136,8 @@ def _lacking(layer: keras.layers.Layer) -> str:
         )
     if isinstance(layer, keras.layers.GlobalMaxPooling2D):
         return "is a global maximum, which ESP-DL can't compute: take MaxPooling2D(x.shape[1:3]) and Flatten"
+    if isinstance(layer, keras.layers.Dense) and len(layer.output.shape) > 2:
+        return "is a dense layer of several rows, which can't be converted for ESP-DL: take Conv2D with kernel 1"
     if getattr(layer, "activation", None) is keras.activations.hard_tanh:
         return "is a hard_tanh, which ESP-DL can't compute: take tanh"
     return ""

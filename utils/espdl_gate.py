@@ -70,7 +70,9 @@ def _input(model: EspdlModel, images: np.ndarray) -> Iterator[str]:
     if (source.dtype, source.exponents) != ("int8", (espdl_run.PIXEL_EXPONENT,)):
         yield f"the input is {source.dtype} with exponents {source.exponents}, not int8 with -7: pixel - 128 is wrong"
     if source.shape != (1, *images.shape[1:]):
-        yield f"the input has the shape {source.shape}, not {(1, *images.shape[1:])}"
+        # Channels first where there is nothing but dense layers.
+        wanted = (1, *images.shape[1:])
+        yield f"the input has the shape {source.shape}, not {wanted}: let a convolution or a pooling be the first layer"
 
 
 def _executed(
