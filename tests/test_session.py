@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -440,3 +441,12 @@ def test_what_is_kept_aside_of_pictures_the_model_was_trained_on_is_no_measure(
     assert "is in no run's folder" not in caplog.text
     session._warn_of_learnt(tmp_path / "own" / "copied.keras", Plan(new=("own",)), again, splits)
     assert "copied.keras is in no run's folder: what it has learnt is not on record" in caplog.text
+
+
+@pytest.mark.parametrize(("clusters", "said"), [([5, 5, 5, 5], ["4 pictures of new are only 1 "]), ([5, 5, 5, 8], [])])
+def test_near_twins_are_told_before_they_are_learnt(clusters, said, caplog):
+    pool = SimpleNamespace(source_ids=np.array([0, 1, 1, 1, 1]))
+    splits = SimpleNamespace(pool=pool, clusters=np.array([0, *clusters]), source=["old", "new"].index)
+    session._warn_of_twins(Plan(new=("new",)), splits)
+    assert [text for text in said if text in caplog.text] == said
+    assert len(caplog.messages) == len(said)

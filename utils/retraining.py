@@ -134,9 +134,6 @@ def _warn(splits: Splits, bad: np.ndarray) -> None:
     digits = np.unique(labels.to_classes(splits.pool.tenths[bad], 10))
     if len(digits) == 1:
         log.warning("all %d bad pictures show a %d: other digits of this meter stay unknown", len(bad), digits[0])
-    groups = len(np.unique(splits.clusters[bad]))
-    if groups < len(bad) / 2:
-        log.warning("%d bad pictures are only %d different ones, the rest are near twins", len(bad), groups)
 
 
 def _meter_changes(results: dict) -> list[str]:

@@ -197,6 +197,7 @@ def fine_tune(
     augmented = tuple(source["name"] for source in settings.data_sources if source.get("augmented"))
     chosen = fine_tuning.mix(splits, plan, augmented, settings.seed)
     _warn_of_learnt(model_file, plan, settings, splits)
+    _warn_of_twins(plan, splits)
     run_dir = runs.create(settings, mode.label, "_finetuned")
     # A full disk's own error names no file.
     with runs.written(run_dir), runs.hold(run_dir):
@@ -253,6 +254,18 @@ def _warn_of_learnt(model_file: Path, plan: Plan, settings: Settings, splits: Sp
                     " looks better than it is; measure on further pictures: benchmark.py RUN OLD_MODEL --data FOLDER",
                     *(source["path"], model_file, kept_aside),
                 )
+
+
+def _warn_of_twins(plan: Plan, splits: Splits) -> None:
+    """Says of which new sources the most are near twins: their number promises more than they teach, or measure."""
+    for name in plan.new:
+        clusters = splits.clusters[splits.pool.source_ids == splits.source(name)]
+        if (different := len(np.unique(clusters))) < len(clusters) / 2:
+            log.warning(
+                "the %d pictures of %s are only %d different ones, the rest are near twins: they teach no more than"
+                " these, and those kept aside measure no more",
+                *(len(clusters), name, different),
+            )
 
 
 def stopped_by_system(name: str, run_dir: Path | None, error: OSError, settings: Settings, then: str) -> Outcome:
