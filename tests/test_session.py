@@ -450,3 +450,23 @@ def test_near_twins_are_told_before_they_are_learnt(clusters, said, caplog):
     session._warn_of_twins(Plan(new=("new",)), splits)
     assert [text for text in said if text in caplog.text] == said
     assert len(caplog.messages) == len(said)
+
+
+@pytest.mark.parametrize(
+    ("n", "before", "now", "said"),
+    [
+        (1000, 0.98, 0.974, True),
+        (1000, 0.98, 0.976, False),
+        # One picture is lost by chance, though it be a point and more.
+        (60, 1.0, 59 / 60, False),
+        (60, 1.0, 58 / 60, True),
+        (60, 0.9, 1.0, False),
+    ],
+)
+def test_a_lesson_that_makes_a_set_worse_is_told(n, before, now, said, caplog):
+    sets = {"own (kept aside)": {"n": n, "within_0.1": now}}
+    old = {"own (kept aside)": {"n": n, "within_0.1": before}}
+    files = {"m.tflite": {"sets": sets}}
+    session._warn_of_losses({"nb_classes": 100, "recommended": "m.tflite", "files": files, "before": {"sets": old}})
+    told = f"m.tflite reads own (kept aside) worse: within 0.1 {now:.4f}, before {before:.4f}; look for wrong"
+    assert (told in caplog.text) == bool(caplog.messages) == said

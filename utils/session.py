@@ -23,6 +23,7 @@ from utils import (
     evaluation,
     fake_quant,
     fine_tuning,
+    labels,
     loader,
     model_choice,
     model_files,
@@ -48,6 +49,7 @@ from utils.sources import SourceError
 log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 10  # that trainings side by side have after Ctrl-C
+MOST_LOST = 0.005  # share of a set that a lesson may cost before it is told, but one picture at any rate
 LOW_AGREEMENT = 0.9  # of a file with the Keras model; rounding to 8 bits costs a trained network some hundredths
 
 
@@ -219,6 +221,8 @@ def fine_tune(
         results["timing"] = _timing(seconds, started)
         if judged:
             results["judgement"] = judged(run_dir, results)
+        else:
+            _warn_of_losses(results)
         runs.write_json(run_dir / runs.RESULTS_FILE, results)
         report_page.write(run_dir)
     return Outcome(model.name, run_dir, results)
@@ -265,6 +269,19 @@ def _warn_of_twins(plan: Plan, splits: Splits) -> None:
                 "the %d pictures of %s are only %d different ones, the rest are near twins: they teach no more than"
                 " these, and those kept aside measure no more",
                 *(len(clusters), name, different),
+            )
+
+
+def _warn_of_losses(results: dict) -> None:
+    """Says which sets the recommended file reads worse than the old model did, by more than rounding and chance."""
+    score, file = labels.main_metric(results["nb_classes"]), results["recommended"]
+    for name, was in results["before"]["sets"].items():
+        now = results["files"][file]["sets"][name][score]
+        if round(was["n"] * (was[score] - now)) > max(1, was["n"] * MOST_LOST):
+            log.warning(
+                "%s reads %s worse: %s %.4f, before %.4f; look for wrong labels (datasets/inspect.py with --model), or"
+                " set a lower --learning_rate_multiplier",
+                *(file, name, score.replace("_", " "), now, was[score]),
             )
 
 
