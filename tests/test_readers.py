@@ -117,11 +117,11 @@ def test_label_file(folder):
 @pytest.mark.parametrize("heading", ["filename,label", "Image name;Digit", "filename\tlabel"])
 def test_label_files_of_other_tools(folder, heading, caplog):
     caplog.set_level("INFO")
-    for name in ("a,1.png", "b c.JPG", "d.png", "e.png"):
+    for name in ("a,1.png", "b c.JPG", "d.png", "e.png", "f.png", "g.png"):
         put(folder / name)
-    data = read_lines(folder, f"{heading}\na,1.png,3.4\nb c.JPG; 0.1\nd.png ,9.9\ne.png\t2.0\n")
-    assert data.files == ("a,1.png", "b c.JPG", "d.png", "e.png")
-    assert data.tenths.tolist() == [34, 1, 99, 20]
+    data = read_lines(folder, f"{heading}\na,1.png,3.4\nb c.JPG; 0.1\nd.png ,9.9\ne.png\t2.0\nf.png;6,0\ng.png\t7,3\n")
+    assert data.files == ("a,1.png", "b c.JPG", "d.png", "e.png", "f.png", "g.png")
+    assert data.tenths.tolist() == [34, 1, 99, 20, 60, 73]
     assert data.skipped == {}
     shown = heading.replace("\t", " ")
     assert f"labels.txt line 1 is passed over as a heading: {shown}" in caplog.text
@@ -244,7 +244,8 @@ def test_contradicting_lines_are_both_named(folder):
             "a.png|3.4",
             "missing picture: a.png|3.4 is neither beside it nor in images/; a line needs the picture's name, a tab,",
         ),
-        ("a.png;3,4", "labels.txt line 2: bad label: label '3,4'"),
+        ("a.png,3,4", "labels.txt line 2: bad label: label '3,4'"),
+        ("a.png;3,4,7", "labels.txt line 2: bad label: label '3.4,7'"),
         ("a.png,3.4,7", "labels.txt line 2: bad label: label '3.4,7'"),
         ("image,label", "labels.txt line 2: missing picture: image,label"),
         ("a.png", "labels.txt line 2: bad label: label ''"),

@@ -28,7 +28,7 @@ BAD_LABEL = "bad label"
 MISSING = "missing picture"
 TWO_LABELS = "two labels"
 # Behind a picture's ending, as its name may have commas, too.
-_CSV_LINE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, EXTENSIONS))}))\s*[,;]\s*(.*)", re.IGNORECASE)
+_CSV_LINE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, EXTENSIONS))}))\s*([,;])\s*(.*)", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -280,9 +280,17 @@ def _lines(source: DataSource, root: str) -> Iterator[tuple[int, str, str]]:
         except UnicodeDecodeError as error:
             raise _error(source, f"{source.labels} line {number} is not UTF-8; save the file as UTF-8") from error
         if line and not line.startswith("#"):
-            csv = _CSV_LINE.fullmatch(line)
-            name, label = csv.groups() if csv else (*line.rsplit(None, 1), "")[:2]
+            name, label = _parted(line)
             yield number, name.replace("\\", "/"), label
+
+
+def _parted(line: str) -> tuple[str, str]:
+    """A picture's name and its label, in which a comma is the decimal one of spreadsheets unless one separates them."""
+    if csv := _CSV_LINE.fullmatch(line):
+        name, separator, label = csv.groups()
+    else:
+        (name, label), separator = (*line.rsplit(None, 1), "")[:2], ""
+    return name, label if separator == "," else label.replace(",", ".", 1)
 
 
 def _locate(source: DataSource, root: str, where: str, named: str, resolve: Callable[[str], str]) -> File | None:
