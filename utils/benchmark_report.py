@@ -201,6 +201,9 @@ def _pair(pair: dict[str, Any]) -> str:
     better, worse = markup.visible(pair["better"]), markup.visible(pair["worse"])
     shares = f"{TITLES[pair['metric']]} {pair['better_score']:.4f} and {pair['worse_score']:.4f}"
     counts = f"{markup.count(pair['only_better'], 'picture')} only the first, {pair['only_worse']} only the second"
+    if not pair["only_better"] + pair["only_worse"]:
+        # Chance was not asked: maybe one of them has learnt them all.
+        return f"{better}, {worse}: no picture that is new to both is read right by one alone ({shares})"
     verdict = f"{better} is better than {worse}" if pair["differs"] else f"{better}, {worse}: no more than chance"
     chance = f"p = {pair['p_holm']:.2g}" if pair["p_holm"] >= TINY else f"p < {TINY:g}"
     return f"{verdict} ({shares}; {counts}; {chance})"
