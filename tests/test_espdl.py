@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from keras import layers
 
-from utils import chips, espdl, espdl_deployment, espdl_file, espdl_gate, espdl_run, evaluation, fake_quant, runs
+from utils import (
+    chips,
+    espdl,
+    espdl_deployment,
+    espdl_file,
+    espdl_gate,
+    espdl_run,
+    evaluation,
+    fake_quant,
+    runs,
+    synthetic,
+)
 from utils.espdl import EspdlExportError
 from utils.espdl_file import EspdlError
 
@@ -178,6 +189,29 @@ def test_several_layers_may_read_the_picture(rng):
     network = espdl.to_onnx(fake_quant.quantize(model, images))
     file = espdl.export(network, "esp32s3", "mixed", images[:40], images, reference.argmax(axis=1), {})
     assert check(file, images, reference, min_agreement=0.8).reasons == ()
+
+
+def test_what_is_joined_with_the_picture_needs_a_convolution_between():
+    keras.utils.set_random_seed(3)
+    images = synthetic.draw(100, seed=3).images
+    image = keras.Input((32, 20, 3))
+    scaled = layers.Rescaling(1 / 128, offset=-1)(image)
+    high = layers.Conv2D(8, 3, padding="same", activation="relu")
+    x = high(scaled)
+    # Values of ten and more, where the picture's end at 1.
+    high.set_weights([high.get_weights()[0] * 20, high.get_weights()[1]])
+
+    def joined(picture) -> keras.Model:
+        both = layers.MaxPooling2D(4)(layers.Concatenate(name="odd")([picture, x]))
+        return keras.Model(image, layers.Dense(10)(layers.Flatten()(both)), name="joined")
+
+    with pytest.raises(EspdlExportError, match=r"^layer odd joins the picture with other values, .*: let a conv"):
+        espdl.to_onnx(fake_quant.quantize(joined(layers.MaxPooling2D(1)(scaled)), images))
+    model = joined(layers.Conv2D(3, 1)(scaled))
+    reference = evaluation.keras_logits(model, images)
+    network = espdl.to_onnx(fake_quant.quantize(model, images))
+    file = espdl.export(network, "esp32s3", "ptq", images, images, reference.argmax(axis=1), {})
+    assert check(file, images, reference, min_agreement=0.9).reasons == ()
 
 
 @pytest.mark.parametrize(

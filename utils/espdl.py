@@ -138,6 +138,12 @@ def _lacking(layer: keras.layers.Layer) -> str:
         return "is a global maximum, which ESP-DL can't compute: take MaxPooling2D(x.shape[1:3]) and Flatten"
     if isinstance(layer, keras.layers.Dense) and len(layer.output.shape) > 2:
         return "is a dense layer of several rows, which can't be converted for ESP-DL: take Conv2D with kernel 1"
+    if fake_quant.joins_picture(layer):
+        # What is joined has one scale, and the picture's is fixed.
+        return (
+            "joins the picture with other values, which ESP-DL would cut off where a picture ends, at 1: let a "
+            "convolution of kernel 1 be between"
+        )
     if getattr(layer, "activation", None) is keras.activations.hard_tanh:
         return "is a hard_tanh, which ESP-DL can't compute: take tanh"
     return ""

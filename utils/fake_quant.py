@@ -179,6 +179,11 @@ def folded(quantized: keras.Model) -> tuple[keras.Model, float]:
     return network, (high - low) / 2
 
 
+def joins_picture(layer: keras.layers.Layer) -> bool:
+    """Whether a layer of a folded network concatenates the picture itself, maybe pooled or padded, and other values."""
+    return isinstance(layer, layers.Concatenate) and len({_is_picture(parent) for parent in _parents(layer)}) > 1
+
+
 def with_rgb_input(quantized: keras.Model) -> keras.Model:
     """The same network for RGB pictures: grey by the usual weights (ITU-R BT.601), which go into the first kernel.
 
@@ -223,6 +228,11 @@ def _rounded(kernel, axes: tuple[int, ...]):
 
 def _parents(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return [node.operation for node in layer._inbound_nodes[0].parent_nodes]
+
+
+def _is_picture(layer: keras.layers.Layer) -> bool:
+    passes = isinstance(layer, TRANSPARENT)
+    return isinstance(layer, layers.InputLayer) or (passes and all(_is_picture(one) for one in _parents(layer)))
 
 
 def _first(quantized: keras.Model) -> list[keras.layers.Layer]:
