@@ -258,6 +258,21 @@ def test_drawn_digits_settle_no_other_confidence(undrawn, known, tmp_path, monke
         assert (results["recommended_confidence"] == 0.4321) is stays
 
 
+@pytest.mark.slow
+def test_near_twins_and_what_is_read_worse_are_told(undrawn, known, tmp_path, monkeypatch, caplog):
+    def forget(model, *_):
+        model.layers[-1].set_weights([0 * weight for weight in model.layers[-1].get_weights()])
+        return 0.0
+
+    path, settings, splits = known
+    monkeypatch.setattr(fine_tuning, "fit", forget)
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path), quantize_model=False)
+    alike = dataclasses.replace(splits, clusters=np.zeros_like(splits.clusters))
+    session.fine_tune(session.prepare(path, Plan(new=("meter",)), settings), settings, alike)
+    assert "pictures of meter are only 1 different ones" in caplog.text
+    assert "cnn32_float.tflite reads test worse: accuracy 0." in caplog.text
+
+
 def test_a_full_disk_is_told_with_the_run_folder(known, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
