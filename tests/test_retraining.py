@@ -82,6 +82,10 @@ def test_a_single_one_of_a_few_old_pictures_decides_nothing(after, on_device, ma
 def test_just_as_much_as_is_allowed_may_be_lost():
     # As binary floats 0.57 points of 10,000 pictures are 56.99999999999999.
     assert judge(results({"test": 0.99}, {"test": 0.9843}), 0.2, 0.8, 9, max_drop=0.57).accepted
+    # Of 981 two are 0.2039 points, which are shown as 0.20.
+    for lost, reasons in ((2, ()), (3, ("test is read worse by 0.31 points (3 of 981 pictures), RETRAIN_MAX_DROP",))):
+        found = judge(results({"test": 1}, {"test": 1 - lost / 981}, n=981), 0.2, 0.8, 9, max_drop=0.2).reasons
+        assert [reason[: len(begin)] for reason, begin in zip(found, reasons, strict=True)] == list(reasons)
 
 
 def test_the_meters_with_most_readings_changed_are_shown():
