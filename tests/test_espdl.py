@@ -70,6 +70,14 @@ def check(file, images, reference, chip="esp32s3", **changed):
     return espdl_gate.check(chip, images=images, reference=reference.argmax(axis=1), **given)
 
 
+def reasons_against(model, images, mode="ptq", **changed):
+    """What the gate says of the file that an untrained network gives."""
+    reference = evaluation.keras_logits(model, images)
+    network = espdl.to_onnx(fake_quant.quantize(model, images))
+    file = espdl.export(network, "esp32s3", mode, images[:40], images, reference.argmax(axis=1), {})
+    return check(file, images, reference, **changed).reasons
+
+
 def flat_network(images):
     """An untrained network with what can't fold: batch normalisation behind ReLU and behind pooling."""
     keras.utils.set_random_seed(3)
@@ -157,10 +165,7 @@ def test_padded_averages_are_refused(pictures):
     x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 128, offset=-1)(image))
     x = layers.AveragePooling2D(3, strides=1, padding="same", name="mean")(x)
     model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="averaged")
-    reference = evaluation.keras_logits(model, images)
-    network = espdl.to_onnx(fake_quant.quantize(model, images))
-    file = espdl.export(network, "esp32s3", "ptq", images[:40], images, reference.argmax(axis=1), {})
-    (reason,) = check(file, images, reference, "esp32s3").reasons
+    (reason,) = reasons_against(model, images)
     assert reason.startswith("AveragePool")
     assert "pool without padding" in reason
 
@@ -172,10 +177,7 @@ def test_two_rows_that_are_added_make_no_bias(rng):
     x = layers.Flatten()(layers.Conv2D(4, 3, strides=4)(layers.Rescaling(1 / 128, offset=-1)(image)))
     rows = [layers.Dense(10, bias_initializer="ones")(of) for of in (x, layers.Dense(16, activation="relu")(x))]
     model = keras.Model(image, layers.Add()(rows), name="added")
-    reference = evaluation.keras_logits(model, images)
-    network = espdl.to_onnx(fake_quant.quantize(model, images))
-    file = espdl.export(network, "esp32s3", "ptq", images[:40], images, reference.argmax(axis=1), {})
-    assert check(file, images, reference, min_agreement=0.8).reasons == ()
+    assert reasons_against(model, images, min_agreement=0.8) == ()
 
 
 def test_several_layers_may_read_the_picture(rng):
@@ -185,10 +187,7 @@ def test_several_layers_may_read_the_picture(rng):
     scaled = layers.Rescaling(1 / 128, offset=-1)(image)
     x = layers.Concatenate()([layers.Conv2D(4, size, strides=4, padding="same")(scaled) for size in (1, 3, (1, 5))])
     model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)), name="branches")
-    reference = evaluation.keras_logits(model, images)
-    network = espdl.to_onnx(fake_quant.quantize(model, images))
-    file = espdl.export(network, "esp32s3", "mixed", images[:40], images, reference.argmax(axis=1), {})
-    assert check(file, images, reference, min_agreement=0.8).reasons == ()
+    assert reasons_against(model, images, "mixed", min_agreement=0.8) == ()
 
 
 def test_what_is_joined_with_the_picture_needs_a_convolution_between():
@@ -207,11 +206,7 @@ def test_what_is_joined_with_the_picture_needs_a_convolution_between():
 
     with pytest.raises(EspdlExportError, match=r"^layer odd joins the picture with other values, .*: let a conv"):
         espdl.to_onnx(fake_quant.quantize(joined(layers.MaxPooling2D(1)(scaled)), images))
-    model = joined(layers.Conv2D(3, 1)(scaled))
-    reference = evaluation.keras_logits(model, images)
-    network = espdl.to_onnx(fake_quant.quantize(model, images))
-    file = espdl.export(network, "esp32s3", "ptq", images, images, reference.argmax(axis=1), {})
-    assert check(file, images, reference, min_agreement=0.9).reasons == ()
+    assert reasons_against(joined(layers.Conv2D(3, 1)(scaled)), images, min_agreement=0.9) == ()
 
 
 @pytest.mark.parametrize(

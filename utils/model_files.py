@@ -112,10 +112,8 @@ def check_built(model: Any, file: str, settings: Settings) -> None:
 
 def warn_of_foreign_layers(model: Any, file: str) -> None:
     """Says of an architecture that is not to be quantised if :func:`load` will refuse it; ``file`` is where it lies."""
-    import keras
-
     try:
-        check_config(Path(file), json.loads(json.dumps(keras.saving.serialize_keras_object(model))), foreign=False)
+        check_config(Path(file), json.loads(model.to_json()), foreign=False)
     except ModelFileError as error:
         log.warning("once trained, its best_model.keras can be neither read nor taught further nor teach: %s", error)
 
