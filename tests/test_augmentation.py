@@ -1,9 +1,10 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from utils import settings as settings_module
-from utils.augmentation import Augmentation
+from utils.augmentation import Augmentation, Changed
 
 NAMES = [name.removeprefix("augment_") for name in settings_module.RANGES if name.startswith("augment_")]
 
@@ -24,6 +25,14 @@ def changed(layer: Augmentation, images: np.ndarray) -> np.ndarray:
 def test_does_nothing_outside_training(images):
     layer = Augmentation(settings_module.load())
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(images, training=False)), images)
+
+
+def test_a_network_that_only_predicts_changes_as_a_training_does(images):
+    settings, image = settings_module.load(), keras.Input(images.shape[1:])
+    network = keras.Model(image, Changed(settings)(image))
+    expected = changed(Augmentation(settings), images)
+    np.testing.assert_allclose(network.predict_on_batch(images), expected, atol=1e-3)
+    assert np.abs(expected - images).mean() > 1
 
 
 def test_does_nothing_when_switched_off(images):

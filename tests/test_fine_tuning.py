@@ -75,11 +75,11 @@ def test_the_mix_is_shares_of_each_set(known, caplog):
     assert "learning from 48 new pictures" in caplog.text
 
 
-def test_new_pictures_take_half_of_a_batch_at_most(known):
+def test_new_pictures_take_three_tenths_of_a_batch_at_most(known):
     _, _, splits = known
     new = fine_tuning.mix(splits, Plan(new=("meter",)), (), 1).new
-    # Near twins count as one, and thirteen are too few for half of a batch.
-    for groups, share in ((13, 3900 / (3900 + 4096)), (14, 0.5), (48, 0.5)):
+    # Near twins count as one, and five are too few for three tenths of a batch.
+    for groups, share in ((5, 1500 / (1500 + 4096)), (6, 0.3), (48, 0.3)):
         clusters = splits.clusters.copy()
         clusters[new] = clusters.max() + 1 + np.arange(48) % groups
         one = dataclasses.replace(splits, clusters=clusters)

@@ -126,6 +126,13 @@ class Augmentation(keras.layers.Layer):
         return ops.clip(images + deviation * noise, 0, 255)
 
 
+class Changed(Augmentation):
+    """The same in a network that only predicts."""
+
+    def call(self, images, training=True):
+        return super().call(images, training=True)
+
+
 def shifted_up(images, rows):
     """Pictures ``(N, H, W, C)`` float32 moved up by ``rows`` (N,), parts of a row too; the border is repeated."""
     zero = ops.zeros_like(rows)
