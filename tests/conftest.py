@@ -76,6 +76,16 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
+def steps_traced(monkeypatch):
+    """Grows by one whenever a training step is traced."""
+    import keras
+
+    traced, train_step = [], keras.Model.train_step
+    monkeypatch.setattr(keras.Model, "train_step", lambda self, data: traced.append(self) or train_step(self, data))
+    return traced
+
+
+@pytest.fixture
 def picture_folder(tmp_path):
     """Writes synthetic digits as ``<folder>/<meter>/<label>_<n>.png``; returns the folder."""
 

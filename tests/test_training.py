@@ -77,8 +77,9 @@ def test_best_model_file_is_the_best_epoch(fit):
     assert float(loss) == pytest.approx(min(losses), abs=1e-4)
 
 
-def test_log_has_a_row_an_epoch(fit):
+def test_log_has_a_row_an_epoch(fit, steps_traced):
     fitted, folder, _ = fit(epochs=2, augment=False)
+    assert len(steps_traced) == 1, "the first step takes twice as long: something was made within it"
     assert rows_of(folder) == [pytest.approx(row) for row in fitted.rows]
     scores = ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert list(rows_of(folder)[0]) == ["epoch", *scores, "learning_rate", "seconds"]

@@ -197,7 +197,6 @@ def fit(model: keras.Model, splits: Splits, settings: Settings, run_dir: Path, u
             return Training(rows, recorder.best_epoch)
         trainer = _trainer(model, splits, settings)
         if checkpoint:
-            trainer.optimizer.build(trainer.trainable_variables)
             _read_checkpoint(trainer, checkpoint)
     _fit(trainer, splits, settings, model.name, recorder, initial_epoch=len(rows))
     return Training(recorder.rows, recorder.best_epoch)
@@ -297,10 +296,12 @@ def _compile(trainer: keras.Model, settings: Settings, steps_per_epoch: int) -> 
     trainer.compile(
         optimizer=optimizer_class(learning_rate=rate, weight_decay=settings.weight_decay, **momentum),
         loss=LOSSES[settings.loss](from_logits=True, label_smoothing=settings.label_smoothing),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
         jit_compile=XLA,
         steps_per_execution=min(8, steps_per_epoch) if _takes_several_steps(settings) else 1,
     )
+    # What is made within the first step makes TensorFlow trace that twice: its moments here, a metric by name above.
+    trainer.optimizer.build(trainer.trainable_variables)
 
 
 def _takes_several_steps(settings: Settings) -> bool:
