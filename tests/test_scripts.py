@@ -166,7 +166,7 @@ def test_fine_tunes_the_newest_run_on_a_new_meter(trained, meter, tmp_path):
     assert f"taking exported_models/{given.name}" in done.stderr
     assert "strategy last_layer: 2570 of 189642 parameters train" in done.stderr
     assert (
-        "learning from 24 new pictures (30 % of each batch), 12 old ones and 108 old ones much changed" in done.stderr
+        "learning from 24 new pictures (10 % of each batch), 12 old ones and 108 old ones much changed" in done.stderr
     )
     (folder,) = [path for path in run_folders(tmp_path / "exported_models") if path.name.endswith("_finetuned")]
     results = json.loads((folder / "results.json").read_text())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 STRATEGIES = ("full", "last_layer", "feature_extractor")
-NEW_WEIGHT = 300.0  # of a new picture: six fill three tenths of every batch
+NEW_WEIGHT = 300.0  # of a new picture: two fill the tenth of a batch that is theirs
 
 
 @dataclass(frozen=True)
