@@ -86,6 +86,14 @@ def test_damage_bad_labels_and_unreadable_ones(folder):
     assert "kitchen: 4 pictures, 1 of them with a label, 1 meter" in inspection.summary(inspected)
 
 
+def test_a_damaged_picture_is_named_though_its_label_is_bad(folder):
+    draw(folder, "camera_x.png", 0)
+    (folder / "camera_y.png").write_bytes(b"no picture")
+    inspected = inspection.inspect([folder])
+    assert findings(inspected) == {"unreadable": ["camera_y.png"], "bad label": ["camera_x.png", "camera_y.png"]}
+    assert "Files that can't be read: 1\n" in inspection.summary(inspected)
+
+
 def test_a_label_file_whose_lines_are_wrong(folder):
     for number, name in enumerate("xyz"):
         draw(folder, f"{name}.png", number)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import console, labels, markup, measuring, pictures, readers, recognizers, sources, twins
-from utils.readers import Entry
+from utils.pictures import PictureError
+from utils.readers import Entry, Problem
 from utils.recognizers import Recognizer
 from utils.sources import DataSource
 
@@ -199,11 +200,7 @@ def _read(source: DataSource, model: Recognizer | None) -> list[Inspected]:
         if model.input_shape != SHAPE:
             own, _ = pictures.load(source.name, root, [entry.file for entry in good], model.input_shape)
         _doubt(found, own, model)
-    for problem in entries:
-        if not isinstance(problem, Entry):
-            kind = {readers.BAD_LABEL: "bad label", readers.TWO_LABELS: "two labels"}.get(problem.reason, "unreadable")
-            place, picture = (name and os.path.join(source.path, name) for name in (problem.where, problem.file))
-            found.append(Inspected(source.name, place, picture, findings={kind: f"{problem.reason}: {problem.detail}"}))
+    found += [_problem(source, problem) for problem in entries if not isinstance(problem, Entry)]
     return found
 
 
@@ -223,6 +220,19 @@ def _inspected(source: DataSource, entry: Entry) -> Inspected:
     label = readers.NOT_READABLE if tenths is None else labels.text(tenths, 100)
     place = os.path.join(source.path, entry.file.name)
     return Inspected(source.name, place, place, entry.meter, tenths, label)
+
+
+def _problem(source: DataSource, problem: Problem) -> Inspected:
+    kind = {readers.BAD_LABEL: "bad label", readers.TWO_LABELS: "two labels"}.get(problem.reason, "unreadable")
+    place, picture = (name and os.path.join(source.path, name) for name in (problem.where, problem.file))
+    findings = {kind: f"{problem.reason}: {problem.detail}"}
+    if kind == "bad label" and picture:
+        # To put the label of a damaged picture right would be in vain.
+        try:
+            pictures.decode(picture, *SHAPE)
+        except PictureError as error:
+            findings["unreadable"] = ": ".join(error.args)
+    return Inspected(source.name, place, picture, findings=findings)
 
 
 def _doubt(found: list[Inspected], images: np.ndarray, model: Recognizer) -> None:
