@@ -49,7 +49,12 @@ def concat(x):
     return layers.GaussianDropout(0.1)(layers.AlphaDropout(0.1)(layers.GlobalAveragePooling2D()(x)))
 
 
-GRAPHS = {graph.__name__: graph for graph in (plain, depthwise, residual, ghost, concat)}
+def peaks(x):
+    x = layers.Conv2D(8, 3, activation="relu")(x)
+    return layers.GlobalMaxPooling2D()(layers.Conv2D(24, 3)(x))
+
+
+GRAPHS = {graph.__name__: graph for graph in (plain, depthwise, residual, ghost, concat, peaks)}
 
 
 def build(graph, nb_classes: int = 10) -> keras.Model:

@@ -358,8 +358,8 @@ def _fused_into_next(layer: keras.layers.Layer, consumers: list, folded: dict[st
     if len(consumers) != 1:
         return False
     (consumer,) = consumers
-    if folded.get(consumer.name) == layer.name or isinstance(consumer, layers.Concatenate):
-        # A concatenation's inputs have its scale, so its own range speaks for them.
+    if folded.get(consumer.name) == layer.name or isinstance(consumer, layers.Concatenate | layers.GlobalMaxPooling2D):
+        # What is joined, or whose maximum is taken, has the scale of the result, so that one's range speaks for it.
         return True
     # A batch normalisation with nothing to fold into becomes a convolution.
     linear = isinstance(layer, layers.Add | layers.BatchNormalization) or (
