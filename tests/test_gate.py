@@ -98,12 +98,19 @@ def test_what_takes_anything_but_one_picture_is_refused(shape):
     assert reason == f"the input has the shape {shape}; one picture (1, height, width, channels) is needed"
 
 
+CONV_BN = "Conv2D, and BatchNormalization only right behind one without activation"
+
+
 def _pooled_at_once():
     return lambda x: layers.MaxPooling2D(x.shape[1:3])(x)
 
 
 def _beside(layer):
     return lambda: lambda x: layers.Add()([x, layer()(x)])
+
+
+def _both(first, second):
+    return lambda: lambda x: second()(first()(x))
 
 
 def _of_two_maxima(layer):
@@ -122,7 +129,8 @@ def _of_two_maxima(layer):
         ("CONCATENATION", _of_two_maxima(layers.Concatenate), "Add", _of_two_maxima(layers.Add)),
         ("RELU", _beside(layers.ReLU), "LeakyReLU", _beside(layers.LeakyReLU)),
         ("PAD", layers.ZeroPadding2D, 'padding="same"', lambda: layers.Conv2D(16, 3, padding="same")),
-        ("DEPTHWISE_CONV_2D", lambda: layers.DepthwiseConv2D(3), "Conv2D", lambda: layers.Conv2D(16, 3)),
+        ("DEPTHWISE_CONV_2D", lambda: layers.DepthwiseConv2D(3), CONV_BN, lambda: layers.Conv2D(16, 3)),
+        ("DEPTHWISE_CONV_2D", _both(layers.ReLU, norm := layers.BatchNormalization), CONV_BN, _both(norm, layers.ReLU)),
     ],
 )
 def test_what_is_unknown_to_ai_on_the_edge_alone_has_a_substitute(operator, lacking, instead, taken):

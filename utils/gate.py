@@ -23,7 +23,9 @@ SIGMOID_EQUAL, SIGMOID_STEPS = 0.92, 8
 INSTEAD = {
     **dict.fromkeys(("MEAN", "REDUCE_MAX"), "MaxPooling2D(x.shape[1:3]) and Flatten"),
     **dict.fromkeys(("HARD_SWISH", "LOGISTIC", "TANH"), "ReLU or LeakyReLU"),
-    **{"AVERAGE_POOL_2D": "MaxPooling2D", "CONCATENATION": "Add", "DEPTHWISE_CONV_2D": "Conv2D"},
+    **{"AVERAGE_POOL_2D": "MaxPooling2D", "CONCATENATION": "Add"},
+    # Also of a batch normalisation that has nothing to be folded into.
+    "DEPTHWISE_CONV_2D": "Conv2D, and BatchNormalization only right behind one without activation",
     # Of a ReLU that nothing before it can take in; of ZeroPadding2D.
     **{"RELU": "LeakyReLU", "PAD": 'padding="same"'},
 }
