@@ -78,7 +78,7 @@ def test_manifest_tells_what_a_firmware_needs(everywhere):
     lesser = "cnn32_ptq.tflite" if "cnn32_ptq.tflite" in modes else "cnn32_qat.tflite"
     better, worse = ("QAT", "PTQ") if lesser == "cnn32_ptq.tflite" else ("PTQ", "QAT")
     assert modes == {
-        "cnn32_float.tflite": "QAT", "cnn32_quantized.tflite": better, "dig-class100_0007_s2_q.tflite": better,
+        "cnn32_float.tflite": "FLOAT", "cnn32_quantized.tflite": better, "dig-class100_0007_s2_q.tflite": better,
         "cnn32_esphome.tflite": better, lesser: worse,
     }  # fmt: skip
     assert all(entry["recommended_confidence"] == 0.8125 for entry in papers["files"])

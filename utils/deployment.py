@@ -199,7 +199,6 @@ def write_papers(
     files: list[DeviceFile],
     splits: Splits,
     settings: Settings,
-    mode: str,
     scores: dict,
     threshold: float | None,
 ) -> None:
@@ -210,9 +209,8 @@ def write_papers(
     settings_hash = hashlib.sha256(json.dumps(dataclasses.asdict(settings), indent=2).encode()).hexdigest()
     entries = []
     for file in files:
-        # With USE_QAT, the file that devices get may be the one from before that training.
-        of_file = mode if file.kind == "float" else file.kind.upper()
-        origin = manifest.Training(splits.fingerprint, settings_hash, of_file)
+        # Not the run's: with USE_QAT, the file that devices get may be the one from before that training.
+        origin = manifest.Training(splits.fingerprint, settings_hash, file.kind.upper())
         entry_scores = {name: _plain(entry) for name, entry in scores[file.name]["sets"].items()}
         described = file.name, file.content, settings.nb_classes
         entries.append(manifest.file_entry(*described, file.verdict, entry_scores, origin, threshold))

@@ -472,7 +472,7 @@ def _deliver(
     threshold = _threshold(model, chosen, splits) if settled is None else settled
     scores = _score(model, files, splits, run_dir, recommended, threshold)
     if files:
-        deployment.write_papers(run_dir, files, splits, settings, mode.label, scores, threshold)
+        deployment.write_papers(run_dir, files, splits, settings, scores, threshold)
     return {
         "files": scores,
         "recommended": recommended,
