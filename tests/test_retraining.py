@@ -157,7 +157,7 @@ def test_learning_bad_pictures_reads_more_of_them(retrained):
     outcome, _, splits, _ = retrained
     training = outcome.results["training"]
     assert training["new_pictures"] == np.isin(np.unique(splits.train), range(2000, 2060)).sum()
-    assert training["new_share_of_a_batch"] == 0.3
+    assert training["new_share_of_a_batch"] == 0.1
 
 
 @pytest.mark.slow
