@@ -308,6 +308,7 @@ def _trainer(model: keras.Model, plan: Plan) -> keras.Model:
     )
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     trainer.compile(keras.optimizers.Adam(schedule), loss, jit_compile=training.XLA)
+    # As in training: made within the first step, its moments would make TensorFlow trace that twice.
     trainer.optimizer.build(trainer.trainable_variables)
     return trainer
 
